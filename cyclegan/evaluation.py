@@ -1,0 +1,152 @@
+"""Ray Data compares translated images with their true counterparts.
+
+In: `EvaluateSettings`: an OUT of jobs.translate or a folder of images, and the folder with the truth. Out: means over all pairs of
+the mean absolute error (0 to 255), PSNR (dB) and SSIM (at most 1), with how many pairs were found, missing and unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from cyclegan import images, storage
+from cyclegan.config import EvaluateSettings
+from cyclegan.errors import InputError
+from cyclegan.images import Pixels
+from cyclegan.sources import list_inputs, read, relative_name
+
+PAIR_SCHEMA = pa.schema(
+    [
+        pa.field("status", pa.string()),
+        pa.field("mean_absolute_error", pa.float64()),
+        pa.field("mean_squared_error", pa.float64()),
+        pa.field("ssim", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Means over `pairs` pairs; `missing` had no counterpart in the truth, `unreadable` could not be decoded or had failed."""
+
+    pairs: int
+    missing: int
+    unreadable: int
+    mean_absolute_error: float
+    psnr: float
+    ssim: float
+
+
+def evaluate(settings: EvaluateSettings) -> PairedResult:
+    """Compares images of the same path below their folders, whatever their endings.
+
+    Where sizes differ the truth is brought to the size of the generated image.
+
+    Raises:
+        InputError: a folder is missing or empty, or no pair was found.
+    """
+    if not settings.paired:
+        raise InputError("--paired is required: only images with a known counterpart can be compared so far")
+    truth = {_stem(item.uri, settings.real): item.uri for item in list_inputs(settings.real)}
+    pairs = _generated(settings.generated).map_batches(partial(_compare_rows, truth=ray.put(truth)), batch_format="pyarrow")
+    table = pa.concat_tables([pa.Table.from_batches([], PAIR_SCHEMA), *pairs.iter_batches(batch_size=None, batch_format="pyarrow")])
+    rows = table.to_pylist()
+    ok = [row for row in rows if row["status"] == "ok"]
+    if not ok:
+        raise InputError(f"--generated {settings.generated}: no image can be paired with one of the same name in {settings.real}")
+    result = PairedResult(
+        pairs=len(ok),
+        missing=sum(row["status"] == "missing" for row in rows),
+        unreadable=sum(row["status"] == "unreadable" for row in rows),
+        mean_absolute_error=float(np.mean([row["mean_absolute_error"] for row in ok])),
+        psnr=float(np.mean([_psnr(row["mean_squared_error"]) for row in ok])),
+        ssim=float(np.mean([row["ssim"] for row in ok])),
+    )
+    if settings.out:
+        storage.write_text(settings.out, json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def compare(generated: Pixels, real: Pixels) -> dict[str, float]:
+    """Mean absolute and mean squared error and SSIM (Wang et al. 2004) of two images, uint8 (H, W, 3).
+
+    The truth is resized where the sizes differ. SSIM needs 11 pixels a side; below it is NaN.
+    """
+    real = images.resize(real, *generated.shape[:2])
+    difference = generated.astype(np.float64) - real
+    batch = [torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32)) for picture in (generated, real)]
+    large_enough = min(generated.shape[:2]) >= 11
+    ssim = structural_similarity_index_measure(batch[0], batch[1], data_range=255.0) if large_enough else math.nan
+    return {
+        "mean_absolute_error": float(np.abs(difference).mean()),
+        "mean_squared_error": float(np.square(difference).mean()),
+        "ssim": float(cast(torch.Tensor, ssim)),
+    }
+
+
+def _generated(place: str) -> ray.data.Dataset:
+    """Rows (uri, name, status, bytes) of what is to be judged; `bytes` is null where `uri` is to be read."""
+    place = storage.absolute(place)
+    if storage.exists(storage.join(place, "plan.json")):
+        source = json.loads(storage.read_text(storage.join(place, "plan.json")))["source"]
+        filesystem = None if storage.is_local(place) else storage.open_filesystem(place)[0]
+        return ray.data.read_parquet(storage.join(place, "data"), filesystem=filesystem).map_batches(
+            partial(_rows_of_translation, source=source), batch_format="pyarrow"
+        )
+    inputs = list(list_inputs(place))
+    table = pa.table(
+        {
+            "name": [_stem(item.uri, place) for item in inputs],
+            "uri": [item.uri for item in inputs],
+            "bytes": pa.nulls(len(inputs), pa.binary()),
+            "status": ["ok"] * len(inputs),
+        }
+    )
+    return ray.data.from_arrow([table.slice(start, 64) for start in range(0, len(table), 64)])
+
+
+def _rows_of_translation(table: pa.Table, source: str) -> pa.Table:
+    return pa.table(
+        {
+            "name": [_stem(uri, source) for uri in table["source_uri"].to_pylist()],
+            "uri": table["source_uri"],
+            "bytes": pa.array([image and image["bytes"] for image in table["image"].to_pylist()], pa.binary()),
+            "status": table["status"],
+        }
+    )
+
+
+def _compare_rows(table: pa.Table, truth: ray.ObjectRef[dict[str, str]]) -> pa.Table:
+    uris = ray.get(truth)
+    return pa.Table.from_pylist([_compare_row(row, uris) for row in table.to_pylist()], schema=PAIR_SCHEMA)
+
+
+def _compare_row(row: dict[str, Any], truth: dict[str, str]) -> dict[str, Any]:
+    if row["name"] not in truth:
+        return {"status": "missing"}
+    if row["status"] != "ok":
+        return {"status": "unreadable"}
+    try:
+        data = row["bytes"] if row["bytes"] is not None else read(row["uri"])
+        return {"status": "ok", **compare(images.decode(data), images.decode(read(truth[row["name"]])))}
+    except (OSError, images.ImageError):
+        return {"status": "unreadable"}
+
+
+def _psnr(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE); 100 stands for identical images."""
+    return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error > 0 else 100.0
+
+
+def _stem(uri: str, source: str) -> str:
+    return str(PurePosixPath(relative_name(uri, source)).with_suffix(""))

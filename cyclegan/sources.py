@@ -1,0 +1,114 @@
+"""Lists the inputs of a job and reads one.
+
+In: a folder (searched recursively, hidden names left out), a glob, a single file, or a URI of one of these. Out: one `Input` a file,
+in a fixed order; the bytes of a file. A file that is no image is listed too: what becomes of it is for the job to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from cyclegan import storage
+from cyclegan.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file: where it is, its size in bytes, and what changes when it is replaced (an etag, else the time of change)."""
+
+    uri: str
+    size: int
+    version: str
+
+
+def list_inputs(source: str) -> Iterator[Input]:
+    """Every file of `source`, sorted by path.
+
+    Raises:
+        InputError: there is no such place, it can't be listed, or it holds no files.
+    """
+    found = False
+    try:
+        for item in _list(source):
+            found = True
+            yield item
+    except OSError as error:
+        raise InputError(f"{source}: {error}") from None
+    if not found:
+        raise InputError(f"{source}: no files found; give a folder, a glob or a URI that holds images")
+
+
+def read(uri: str) -> bytes:
+    """The bytes of one input.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    return storage.read_bytes(uri)
+
+
+def relative_name(uri: str, source: str) -> str:
+    """The path of an input below its source, with `/` between folders: `2024/may/IMG_1.jpg`."""
+    base = base_of(source)
+    return uri.removeprefix(base).lstrip("/") if uri.startswith(base) and uri != base else PurePosixPath(uri).name
+
+
+def base_of(source: str) -> str:
+    """The folder that the names of a source are relative to: the folder itself, or the part of a glob before its first wildcard."""
+    place = storage.absolute(source)
+    if not _is_glob(source):
+        return place
+    fixed: list[str] = []
+    for part in place.split("/"):
+        if _is_glob(part):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _is_glob(source: str) -> bool:
+    return any(mark in source for mark in "*?[")
+
+
+def _list(source: str) -> Iterator[Input]:
+    filesystem, path = storage.open_filesystem(source)
+    if storage.is_local(source) and os.path.isdir(path):
+        yield from _walk(path, set())
+    elif _is_glob(source) and not filesystem.exists(path):
+        yield from _describe(filesystem, filesystem.glob(path, detail=True))
+    elif filesystem.isfile(path):
+        yield from _describe(filesystem, {path: filesystem.info(path)})
+    elif filesystem.isdir(path):
+        yield from _describe(filesystem, filesystem.find(path, detail=True))
+    else:
+        raise InputError(f"{source}: no such folder or file")
+
+
+def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[Input]:
+    """Local folders by scandir, which streams and follows links without going in circles."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as listing:
+        entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, seen)
+        elif entry.is_file():
+            status = entry.stat()
+            yield Input(entry.path, status.st_size, str(status.st_mtime_ns))
+
+
+def _describe(filesystem: Any, details: dict[str, dict[str, Any]]) -> Iterator[Input]:
+    for path in sorted(details):
+        facts = details[path]
+        if facts["type"] != "file" or PurePosixPath(path).name.startswith("."):
+            continue
+        uri = path if "file" in filesystem.protocol else filesystem.unstrip_protocol(path)
+        version = next((str(facts[key]) for key in ("ETag", "etag", "mtime", "LastModified") if facts.get(key)), "")
+        yield Input(uri, int(facts.get("size") or 0), version)

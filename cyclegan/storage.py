@@ -1,0 +1,105 @@
+"""Whole files at a path or URI, on a local disk or anything that fsspec opens.
+
+In: `folder/file`, `/abs/file`, `file:///abs/file`, `s3://bucket/key` and the like. Out: bytes, or a file that is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cyclegan.errors import InputError
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` names a place on this machine's disks."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The same place, independent of the working directory; local ones as a plain path."""
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri.rstrip("/")
+
+
+def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `uri` and the path within it.
+
+    Raises:
+        InputError: no file system for this kind of URI is installed.
+    """
+    if is_local(uri):
+        # not through fsspec's own parser: a local name may hold "::", which it takes for a chain
+        return LocalFileSystem(), absolute(uri)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{uri}: {error}") from None
+    return filesystem, path
+
+
+def join(uri: str, *parts: str) -> str:
+    """A place below `uri`."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    filesystem, path = open_filesystem(uri)
+    return bool(filesystem.exists(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    filesystem, path = open_filesystem(uri)
+    data: bytes = filesystem.cat_file(path)
+    return data
+
+
+def read_text(uri: str) -> str:
+    """A whole UTF-8 file."""
+    return read_bytes(uri).decode("utf-8")
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a whole file; a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: it can't be written; what was there before is unharmed.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not is_local(uri):
+        filesystem.pipe_file(path, data)  # object stores make an upload visible when it is complete
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide results from colleagues
+        os.replace(partial, target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_text(uri: str, text: str) -> None:
+    """Writes a whole UTF-8 file, as `write_bytes` does."""
+    write_bytes(uri, text.encode("utf-8"))
+
+
+def remove_folder(uri: str) -> None:
+    """Deletes a folder and all below it; nothing happens where there is none."""
+    filesystem, path = open_filesystem(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)

@@ -1,0 +1,262 @@
+"""Ray Data streams photos through a trained generator into Parquet.
+
+In: `TranslateSettings`. Out: the folder OUT of the design, its rows as in `plan.ROW_SCHEMA`.
+
+    manifest -> load (read, decode, prepare: CPU) -> Translator (generator: GPU or CPU) -> encode -> Parquet
+
+Between the stages pixels travel as the bytes of uint8 arrays in plain Arrow columns, so photos of different sizes share a block and
+nothing is pickled. A photo that can't be read, decoded or encoded is a row with its reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+import cyclegan
+from cyclegan import images, report, storage
+from cyclegan.config import Cluster, TranslateSettings
+from cyclegan.geometry import SizePolicy, pad_to_multiple, to_uint8, to_unit_range
+from cyclegan.images import Encoding, ImageError, Pixels
+from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
+from cyclegan.sources import list_inputs, read, relative_name
+from cyclegan.weights import Generator, load_generator
+
+log = logging.getLogger(__name__)
+
+LOADED_SCHEMA = pa.schema(
+    [ROW_SCHEMA.field(name) for name in ("row_id", "source_uri", "status", "error_type", "error")]
+    + [pa.field("pixels", pa.binary())]
+    + [ROW_SCHEMA.field(name) for name in ("source_width", "source_height", "width", "height")]
+)
+"""Rows between the stages: `pixels` holds uint8 (height, width, 3)."""
+
+SHEET_PAIRS = 8
+"""Before-and-after pairs in the report."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TranslateResult:
+    """Where a translation stands: its folder and the content of its summary.json."""
+
+    out: str
+    summary: dict[str, Any]
+
+    @property
+    def failed_share(self) -> float:
+        """Failed photos among those done."""
+        failed, done = int(self.summary["failed"]), int(self.summary["done"])
+        return failed / max(1, done)
+
+
+def translate(settings: TranslateSettings, cluster: Cluster) -> TranslateResult:
+    """Translates every input of the source, or what an earlier run of the same job left to do.
+
+    Raises:
+        InputError: no generator, an empty source, an OUT of another job, too few GPUs.
+    """
+    use_gpu = cluster.use_gpu(settings.gpu, settings.generators or 1)
+    out, source = storage.absolute(settings.out), storage.absolute(settings.source)
+    generator = load_generator(settings.generator, settings.direction)
+    policy = SizePolicy.parse(settings.size or f"resize:{generator.size}")
+    request = describe_request(settings, generator, policy)
+    plan = find_plan(out, request, source)
+    if plan is None:
+        inputs = list_inputs(source)
+        first = next(inputs)  # an empty source is found before anything is written
+        plan = make_plan(out, request, source, itertools.chain([first], inputs), settings.segment_rows)
+    copies = settings.generators or (max(1, int(cluster.gpus)) if use_gpu else 1)
+    for segment in plan.open_segments():
+        started = time.monotonic()
+        storage.remove_folder(plan.data_path(segment))
+        _run_segment(plan, segment, generator, policy, settings, cluster=cluster, use_gpu=use_gpu, copies=copies)
+        record = commit(plan, segment, time.monotonic() - started)
+        log.info(
+            "segment %d of %d: %d ok, %d failed, %.1f images/s",
+            segment.number + 1, len(plan.segments), record["ok"], record["failed"], record["rows"] / record["seconds"],
+        )  # fmt: skip
+    summary = summarise(plan)
+    _write_report(plan, summary)
+    return TranslateResult(out, summary)
+
+
+def describe_request(settings: TranslateSettings, generator: Generator, policy: SizePolicy) -> dict[str, Any]:
+    """All that decides the translated pixels; two runs into one OUT must agree on it."""
+    return {
+        "generator_sha256": generator.sha256,
+        "direction": generator.direction,
+        "size": str(policy),
+        "format": settings.format,
+        "encoding": settings.encoding,
+        "quality": None if settings.encoding == "png" else settings.quality,
+        "cyclegan": cyclegan.__version__,
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def load(table: pa.Table, policy: SizePolicy) -> pa.Table:
+    """Manifest rows to `LOADED_SCHEMA`: reads and decodes each input and brings it to its target size."""
+    rows = [_load_row(row["row_id"], row["uri"], policy) for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=LOADED_SCHEMA)
+
+
+class Translator:
+    """Holds the generator and sends batches of loaded rows through it, photos of one size together.
+
+    Args:
+        generator: its weights.
+        use_gpu: run on this worker's GPU.
+        threads: for the CPU.
+    """
+
+    def __init__(self, generator: Generator, use_gpu: bool, threads: int) -> None:
+        self.stride = generator.spec.stride
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        if not use_gpu:
+            torch.set_num_threads(threads)
+        self.network = generator.build().to(self.device).to(memory_format=torch.channels_last)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of `LOADED_SCHEMA` in and out; `pixels` of failed rows stay null."""
+        heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
+        pixels: list[bytes | None] = [None] * len(table)
+        groups: dict[tuple[int, ...], list[tuple[int, Pixels]]] = defaultdict(list)
+        for index, value in enumerate(table["pixels"]):
+            if value.is_valid:
+                photo = np.frombuffer(value.as_buffer(), np.uint8).reshape(heights[index], widths[index], 3)
+                padded = pad_to_multiple(photo, self.stride)
+                groups[padded.shape].append((index, padded))
+        for members in groups.values():
+            translated = self.translate(np.stack([photo for _, photo in members]))
+            for (index, _), photo in zip(members, translated, strict=True):
+                pixels[index] = photo[: heights[index], : widths[index]].tobytes()
+        return table.set_column(table.schema.get_field_index("pixels"), "pixels", pa.array(pixels, pa.binary()))
+
+    def translate(self, photos: Pixels) -> Pixels:
+        """uint8 (N, H, W, 3) to the same, H and W multiples of the generator's stride."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
+            result: Pixels = to_uint8(self.network(to_unit_range(batch))).permute(0, 2, 3, 1).cpu().numpy()
+        return result
+
+
+def encode_rows(table: pa.Table, source: str, encoding: Encoding, quality: int) -> pa.Table:
+    """Rows of `LOADED_SCHEMA` to `plan.ROW_SCHEMA`: pixels become the bytes of an image file."""
+    rows = [_encode_row(row, source, encoding, quality) for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+
+def _run_segment(
+    plan: Plan,
+    segment: Segment,
+    generator: Generator,
+    policy: SizePolicy,
+    settings: TranslateSettings,
+    *,
+    cluster: Cluster,
+    use_gpu: bool,
+    copies: int,
+) -> None:
+    out = plan.data_path(segment)
+    # enough blocks for every CPU, few enough rows in each that the first files come soon
+    rows_per_block = max(settings.batch_size, min(256, segment.rows // max(1, int(cluster.cpus) * 2)))
+    threads = max(1, (os.cpu_count() or 1) // copies)
+    # no num_cpus for load and encode: with equal resources Ray fuses encoding with writing, so a block is on disk once translated
+    (
+        ray.data.read_parquet(plan.manifest_path(segment), filesystem=_filesystem(out))
+        .repartition(target_num_rows_per_block=rows_per_block)
+        .map_batches(partial(load, policy=policy), batch_format="pyarrow")
+        .map_batches(
+            Translator,
+            batch_format="pyarrow",
+            batch_size=settings.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=copies),
+            num_gpus=1 if use_gpu else 0,
+            # on a CPU the generator's threads share the machine with decoding and encoding
+            num_cpus=0 if use_gpu else 1,
+            fn_constructor_kwargs={"generator": generator, "use_gpu": use_gpu, "threads": threads},
+        )
+        .map_batches(partial(encode_rows, source=plan.source, encoding=settings.encoding, quality=settings.quality), batch_format="pyarrow")
+        .write_parquet(out, filesystem=_filesystem(out))
+    )
+
+
+def _filesystem(uri: str) -> Any:
+    return None if storage.is_local(uri) else storage.open_filesystem(uri)[0]
+
+
+def _load_row(row_id: int, uri: str, policy: SizePolicy) -> Row:
+    row: Row = {"row_id": row_id, "source_uri": uri, "status": "ok"}
+    try:
+        photo = images.decode(read(uri))
+        target = policy.apply(photo)
+    except OSError as error:
+        return _failed(row, "unreadable", error)
+    except ImageError as error:
+        return _failed(row, error.error_type, error)
+    row |= {"source_height": photo.shape[0], "source_width": photo.shape[1]}
+    return row | {"height": target.shape[0], "width": target.shape[1], "pixels": target.tobytes()}
+
+
+def _encode_row(row: Row, source: str, encoding: Encoding, quality: int) -> Row:
+    pixels = row.pop("pixels")
+    if row["status"] != "ok":
+        return row
+    photo = np.frombuffer(pixels, np.uint8).reshape(row["height"], row["width"], 3)
+    try:
+        data = images.encode(photo, encoding, quality)
+    except (OSError, ValueError) as error:  # such as more pixels on a side than the format knows
+        return _failed(row, "not_encodable", error)
+    name = PurePosixPath(relative_name(row["source_uri"], source))
+    return row | {"image": {"bytes": data, "path": str(name.with_suffix(images.SUFFIXES[encoding]))}}
+
+
+def _failed(row: Row, error_type: str, error: Exception) -> Row:
+    return row | {"status": "failed", "error_type": error_type, "error": str(error) or type(error).__name__}
+
+
+def translated_pairs(out: str) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """Translated photos beside their sources, in the order of the files: (path, source, translation)."""
+    filesystem, folder = storage.open_filesystem(storage.join(out, "data"))
+    for path in sorted(filesystem.glob(f"{folder}/*/*.parquet")):
+        with filesystem.open(path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(16, columns=["status", "source_uri", "image"]):
+                for row in batch.to_pylist():
+                    if row["status"] == "ok":
+                        source = images.decode(read(row["source_uri"]))
+                        yield row["image"]["path"], source, images.decode(row["image"]["bytes"])
+
+
+def _write_report(plan: Plan, summary: dict[str, Any]) -> None:
+    pairs = list(itertools.islice(translated_pairs(plan.out), SHEET_PAIRS))
+    facts = {name.replace("_", " "): value for name, value in summary.items() if not isinstance(value, dict)}
+    sections = [report.Section(heading="Totals", facts=facts)]
+    if summary["error_types"]:
+        sections.append(report.Section(heading="Failures by type", facts=summary["error_types"]))
+    if pairs:
+        sheet = report.sheet([[before for _, before, _ in pairs], [after for _, _, after in pairs]], cell=256)
+        sections.append(report.Section(heading="Before and after", figures=[report.Figure("Sources above, translations below.", sheet)]))
+    sections.append(report.Section(heading="Plan", code=json.dumps({"source": plan.source, **plan.request}, indent=2)))
+    storage.write_text(storage.join(plan.out, "report.html"), report.page(f"Translation: {plan.out}", sections))

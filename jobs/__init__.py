@@ -1,0 +1,1 @@
+"""Command lines of the project: `python -m jobs.NAME`."""

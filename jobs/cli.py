@@ -1,0 +1,71 @@
+"""What all jobs share: reading options, connecting to Ray, and turning the outcome into an exit code.
+
+Exit codes: 0 all done; 1 a crash; 2 a bad option, file or weight, named in one line; 3 too many failed images; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from cyclegan.config import Cluster, Settings, load_settings
+from cyclegan.errors import InputError
+
+S = TypeVar("S", bound=Settings)
+
+
+def run(job: Callable[[Sequence[str]], int]) -> None:
+    """Runs a job's `main` on this process's command line and exits with its code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cyclegan").setLevel(logging.INFO)
+    try:
+        sys.exit(job(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(settings: type[S], name: str, argv: Sequence[str]) -> S:
+    """The settings of the job `name`."""
+    return load_settings(settings, argv, f"python -m jobs.{name}")
+
+
+@contextmanager
+def ray_session() -> Iterator[Cluster]:
+    """Connects to the cluster that RAY_ADDRESS names, else starts Ray inside this process; either way undone at the end."""
+    remote = bool(os.environ.get("RAY_ADDRESS"))
+    import ray  # slow, and not needed to find an option wrong
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name, level in (
+        ("ray.data", logging.WARNING),
+        ("ray.data._internal.progress", logging.ERROR),  # that its progress bars are off
+        ("ray.data.dataset", logging.ERROR),  # that there are no CPUs, in the moment before Ray has counted them
+        ("ray._private.authentication", logging.ERROR),  # that a local Ray asks for a token
+    ):
+        logging.getLogger(name).setLevel(level)
+    # What workers say is Ray's own account of itself; their errors reach the driver as exceptions, the rest is in Ray's log folder.
+    if remote:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        # a single logical CPU would leave none for reading while a generator holds it
+        cpus = max(2, len(os.sched_getaffinity(0)))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Cluster(
+            cpus=resources.get("CPU", 0),
+            gpus=resources.get("GPU", 0),
+            object_store_bytes=resources.get("object_store_memory", 0),
+            can_grow=remote,
+        )
+    finally:
+        ray.shutdown()
