@@ -127,20 +127,20 @@ def evaluate_settings(folders: Folders, generated: str) -> EvaluateSettings:
     return EvaluateSettings(generated=generated, real=folders.truth, paired=True)
 
 
-def write_report(folders: Folders, pairs: Sequence[tuple[Pixels, Pixels]], facts: Mapping[str, object]) -> str:
+def write_report(folders: Folders, pairs: Sequence[tuple[str, Pixels, Pixels]], facts: Mapping[str, object]) -> str:
     """Writes the page.
 
     Args:
         folders: where everything is.
-        pairs: sources and their translations, in the order of the test images.
+        pairs: names of test images, the images and their translations.
         facts: figures to show.
 
     Returns:
         The path of the page.
     """
-    shown = pairs[:_SHOWN]
-    truth = [images.decode(storage.read_bytes(storage.join(folders.truth, f"{index:04d}.png"))) for index in range(len(shown))]
-    sheet = report.sheet([[before for before, _ in shown], [after for _, after in shown], truth], cell=2 * SIZE)
+    shown = sorted(pairs, key=lambda pair: pair[0])[:_SHOWN]
+    truth = [images.decode(storage.read_bytes(storage.join(folders.truth, name))) for name, _, _ in shown]
+    sheet = report.sheet([[before for _, before, _ in shown], [after for _, _, after in shown], truth], cell=2 * SIZE)
     metrics = run.read_metrics(folders.run)
     sections = [
         report.Section(

@@ -23,7 +23,7 @@ from cyclegan import images, storage
 from cyclegan.config import EvaluateSettings
 from cyclegan.errors import InputError
 from cyclegan.images import Pixels
-from cyclegan.sources import list_inputs, read, relative_name
+from cyclegan.sources import base_of, list_inputs, read, relative_name
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -33,6 +33,14 @@ PAIR_SCHEMA = pa.schema(
         pa.field("ssim", pa.float64()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation that can begin: its settings, and where the truth of each name is."""
+
+    settings: EvaluateSettings
+    truth: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -47,18 +55,30 @@ class PairedResult:
     ssim: float
 
 
-def evaluate(settings: EvaluateSettings) -> PairedResult:
+def prepare(settings: EvaluateSettings) -> EvaluateJob:
+    """Finds what can be found wrong without Ray.
+
+    Raises:
+        InputError: a folder is missing or empty.
+    """
+    if not settings.paired:
+        raise InputError("--paired is required: only images with a known counterpart can be compared so far")
+    next(list_inputs(settings.generated))
+    base = base_of(settings.real)
+    return EvaluateJob(settings, {_stem(item.uri, base): item.uri for item in list_inputs(settings.real)})
+
+
+def evaluate(job: EvaluateJob) -> PairedResult:
     """Compares images of the same path below their folders, whatever their endings.
 
     Where sizes differ the truth is brought to the size of the generated image.
 
     Raises:
-        InputError: a folder is missing or empty, or no pair was found.
+        InputError: no pair was found.
     """
-    if not settings.paired:
-        raise InputError("--paired is required: only images with a known counterpart can be compared so far")
-    truth = {_stem(item.uri, settings.real): item.uri for item in list_inputs(settings.real)}
-    pairs = _generated(settings.generated).map_batches(partial(_compare_rows, truth=ray.put(truth)), batch_format="pyarrow")
+    settings = job.settings
+    compared = partial(_compare_rows, truth=ray.put(job.truth))
+    pairs = _generated(settings.generated).map_batches(compared, batch_format="pyarrow")
     table = pa.concat_tables([pa.Table.from_batches([], PAIR_SCHEMA), *pairs.iter_batches(batch_size=None, batch_format="pyarrow")])
     rows = table.to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
@@ -98,15 +118,15 @@ def _generated(place: str) -> ray.data.Dataset:
     """Rows (uri, name, status, bytes) of what is to be judged; `bytes` is null where `uri` is to be read."""
     place = storage.absolute(place)
     if storage.exists(storage.join(place, "plan.json")):
-        source = json.loads(storage.read_text(storage.join(place, "plan.json")))["source"]
+        base = json.loads(storage.read_text(storage.join(place, "plan.json")))["base"]
         filesystem = None if storage.is_local(place) else storage.open_filesystem(place)[0]
         return ray.data.read_parquet(storage.join(place, "data"), filesystem=filesystem).map_batches(
-            partial(_rows_of_translation, source=source), batch_format="pyarrow"
+            partial(_rows_of_translation, base=base), batch_format="pyarrow"
         )
-    inputs = list(list_inputs(place))
+    inputs, base = list(list_inputs(place)), base_of(place)
     table = pa.table(
         {
-            "name": [_stem(item.uri, place) for item in inputs],
+            "name": [_stem(item.uri, base) for item in inputs],
             "uri": [item.uri for item in inputs],
             "bytes": pa.nulls(len(inputs), pa.binary()),
             "status": ["ok"] * len(inputs),
@@ -115,10 +135,10 @@ def _generated(place: str) -> ray.data.Dataset:
     return ray.data.from_arrow([table.slice(start, 64) for start in range(0, len(table), 64)])
 
 
-def _rows_of_translation(table: pa.Table, source: str) -> pa.Table:
+def _rows_of_translation(table: pa.Table, base: str) -> pa.Table:
     return pa.table(
         {
-            "name": [_stem(uri, source) for uri in table["source_uri"].to_pylist()],
+            "name": [_stem(uri, base) for uri in table["source_uri"].to_pylist()],
             "uri": table["source_uri"],
             "bytes": pa.array([image and image["bytes"] for image in table["image"].to_pylist()], pa.binary()),
             "status": table["status"],
@@ -148,5 +168,5 @@ def _psnr(mean_squared_error: float) -> float:
     return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error > 0 else 100.0
 
 
-def _stem(uri: str, source: str) -> str:
-    return str(PurePosixPath(relative_name(uri, source)).with_suffix(""))
+def _stem(uri: str, base: str) -> str:
+    return str(PurePosixPath(relative_name(uri, base)).with_suffix(""))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from cyclegan import storage
 from cyclegan.errors import InputError
-from cyclegan.sources import Input
+from cyclegan.sources import Input, base_of
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -74,6 +74,7 @@ class Plan:
     out: str
     request: dict[str, Any]
     source: str
+    base: str
     manifest_sha256: str
     segments: tuple[Segment, ...]
 
@@ -129,7 +130,9 @@ def find_plan(out: str, request: dict[str, Any], source: str) -> Plan | None:
         return None
     try:
         saved = json.loads(storage.read_text(path))
-        plan = Plan(out, saved["request"], saved["source"], saved["manifest_sha256"], tuple(Segment(**s) for s in saved["segments"]))
+        plan = Plan(
+            out, saved["request"], saved["source"], saved["base"], saved["manifest_sha256"], tuple(Segment(**s) for s in saved["segments"])
+        )
         fingerprint = saved["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan ({type(error).__name__}: {error}); give a new folder") from None
@@ -159,7 +162,7 @@ def make_plan(out: str, request: dict[str, Any], source: str, inputs: Iterable[I
         storage.write_bytes(storage.join(out, "manifest", f"{segment.name}.parquet"), data)
         segments.append(segment)
         hashes.append(_sha256(data))
-    plan = Plan(out, request, source, _sha256("".join(hashes).encode()), tuple(segments))
+    plan = Plan(out, request, source, base_of(source), _sha256("".join(hashes).encode()), tuple(segments))
     saved = {**asdict(plan), "fingerprint": plan.fingerprint}
     del saved["out"]  # OUT may be moved
     storage.write_text(storage.join(out, "plan.json"), json.dumps(saved, indent=2) + "\n")

@@ -145,9 +145,11 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> report.Figure:
 
     panels = {
         "generators": lines("adversarial_a2b", "adversarial_b2a"),
-        "cycle and identity": lines("cycle_a", "cycle_b", "identity_a", "identity_b"),
+        "cycle": lines("cycle_a", "cycle_b"),
         "discriminators": lines("discriminator_a", "discriminator_b"),
     }
+    if any(record["identity_a"] for record in metrics):
+        panels["identity"] = lines("identity_a", "identity_b")
     return report.Figure("Unweighted losses, averaged over the workers.", report.curves(panels, x_label="step"))
 
 

@@ -6,10 +6,10 @@ in a fixed order; the bytes of a file. A file that is no image is listed too: wh
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from cyclegan import storage
@@ -51,23 +51,19 @@ def read(uri: str) -> bytes:
     return storage.read_bytes(uri)
 
 
-def relative_name(uri: str, source: str) -> str:
-    """The path of an input below its source, with `/` between folders: `2024/may/IMG_1.jpg`."""
-    base = base_of(source)
-    return uri.removeprefix(base).lstrip("/") if uri.startswith(base) and uri != base else PurePosixPath(uri).name
-
-
 def base_of(source: str) -> str:
-    """The folder that the names of a source are relative to: the folder itself, or the part of a glob before its first wildcard."""
-    place = storage.absolute(source)
-    if not _is_glob(source):
-        return place
-    fixed: list[str] = []
-    for part in place.split("/"):
-        if _is_glob(part):
-            break
-        fixed.append(part)
-    return "/".join(fixed)
+    """The folder that the names of a source are relative to: the folder itself, a file's, or a glob's before the first wildcard."""
+    filesystem, path = storage.open_filesystem(source)
+    if _is_glob(path) and not filesystem.exists(path):
+        path = "/".join(itertools.takewhile(lambda part: not _is_glob(part), path.split("/")))
+    elif filesystem.isfile(path):
+        path = path.rpartition("/")[0]
+    return _uri(filesystem, path)
+
+
+def relative_name(uri: str, base: str) -> str:
+    """The path of an input below `base`, with `/` between folders: `2024/may/IMG_1.jpg`."""
+    return uri.removeprefix(base.rstrip("/") + "/")
 
 
 def _is_glob(source: str) -> bool:
@@ -78,12 +74,12 @@ def _list(source: str) -> Iterator[Input]:
     filesystem, path = storage.open_filesystem(source)
     if storage.is_local(source) and os.path.isdir(path):
         yield from _walk(path, set())
-    elif _is_glob(source) and not filesystem.exists(path):
-        yield from _describe(filesystem, filesystem.glob(path, detail=True))
     elif filesystem.isfile(path):
-        yield from _describe(filesystem, {path: filesystem.info(path)})
+        yield from _describe(filesystem, {path: filesystem.info(path)}, base_of(source))
     elif filesystem.isdir(path):
-        yield from _describe(filesystem, filesystem.find(path, detail=True))
+        yield from _describe(filesystem, filesystem.find(path, detail=True), base_of(source))
+    elif _is_glob(path):
+        yield from _describe(filesystem, filesystem.glob(path, detail=True), base_of(source))
     else:
         raise InputError(f"{source}: no such folder or file")
 
@@ -104,11 +100,14 @@ def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[Input]:
             yield Input(entry.path, status.st_size, str(status.st_mtime_ns))
 
 
-def _describe(filesystem: Any, details: dict[str, dict[str, Any]]) -> Iterator[Input]:
+def _describe(filesystem: Any, details: dict[str, dict[str, Any]], base: str) -> Iterator[Input]:
     for path in sorted(details):
-        facts = details[path]
-        if facts["type"] != "file" or PurePosixPath(path).name.startswith("."):
-            continue
-        uri = path if "file" in filesystem.protocol else filesystem.unstrip_protocol(path)
-        version = next((str(facts[key]) for key in ("ETag", "etag", "mtime", "LastModified") if facts.get(key)), "")
-        yield Input(uri, int(facts.get("size") or 0), version)
+        facts, uri = details[path], _uri(filesystem, path)
+        hidden = any(part.startswith(".") for part in relative_name(uri, base).split("/"))
+        if facts["type"] == "file" and not hidden:
+            version = next((str(facts[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(key)), "")
+            yield Input(uri, int(facts.get("size") or 0), version)
+
+
+def _uri(filesystem: Any, path: str) -> str:
+    return path if "file" in filesystem.protocol else str(filesystem.unstrip_protocol(path))

@@ -41,6 +41,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class TrainJob:
+    """A training that can begin: settings that fit its folder, and the files of both domains."""
+
+    settings: TrainSettings
+    out: str
+    uris: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """Where a run stands: its folder, the steps done, and its last line of metrics."""
 
@@ -49,21 +58,30 @@ class TrainResult:
     metrics: dict[str, Any]
 
 
-def train(settings: TrainSettings, cluster: Cluster) -> TrainResult:
+def prepare(settings: TrainSettings) -> TrainJob:
+    """Finds all that can be found wrong without Ray, and writes nothing.
+
+    Raises:
+        InputError: a domain is missing or empty; RUN belongs to other settings.
+    """
+    out = storage.absolute(settings.out)
+    run.refuse_other_settings(settings, out)
+    return TrainJob(settings, out, {name: [item.uri for item in list_inputs(source)] for name, source in settings.data})
+
+
+def train(job: TrainJob, cluster: Cluster) -> TrainResult:
     """Trains to the end, or goes on from the last checkpoint of the same run.
 
     Raises:
-        InputError: a domain is missing, empty or unreadable; RUN belongs to other settings; too few GPUs.
+        InputError: no image of a domain can be read; too few GPUs; too little memory.
         ray.train.TrainingFailedError: more workers were lost than `max_failures`.
     """
-    out = storage.absolute(settings.out)
+    settings, out, uris = job.settings, job.out, job.uris
     use_gpu = cluster.use_gpu(settings.gpu, settings.workers)
-    run.refuse_other_settings(settings, out)
     if run.has_ended(out):
         metrics = run.read_metrics(out)
         log.info("%s: this run has ended already", out)
         return TrainResult(out, metrics[-1]["step"], metrics[-1])
-    uris = {name: [item.uri for item in list_inputs(source)] for name, source in settings.data}
     _refuse_too_large(uris, settings, cluster)
     rows, counts = _decode(uris, settings.load_size)
     run.write_config(settings, out)
@@ -173,7 +191,7 @@ def _progress(out: str, steps: int) -> Iterator[None]:
 
 def _refuse_too_large(uris: dict[str, list[str]], settings: TrainSettings, cluster: Cluster) -> None:
     wanted = sum(len(domain) for domain in uris.values()) * 3 * settings.load_size**2
-    if wanted > cluster.object_store_bytes:
+    if not cluster.can_grow and wanted > cluster.object_store_bytes:
         raise InputError(
             f"--data: both domains at {settings.load_size} px need {wanted / 1e9:.1f} GB decoded, Ray's object store has "
             f"{cluster.object_store_bytes / 1e9:.1f} GB; give fewer images, a smaller --size or a larger object store"

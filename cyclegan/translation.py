@@ -56,6 +56,16 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class TranslateJob:
+    """A translation that can begin or go on: its settings, its generator and its plan."""
+
+    settings: TranslateSettings
+    generator: Generator
+    policy: SizePolicy
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class TranslateResult:
     """Where a translation stands: its folder and the content of its summary.json."""
 
@@ -69,13 +79,12 @@ class TranslateResult:
         return failed / max(1, done)
 
 
-def translate(settings: TranslateSettings, cluster: Cluster) -> TranslateResult:
-    """Translates every input of the source, or what an earlier run of the same job left to do.
+def prepare(settings: TranslateSettings) -> TranslateJob:
+    """Finds all that can be found wrong without Ray, and writes the plan or takes up the one that OUT holds.
 
     Raises:
-        InputError: no generator, an empty source, an OUT of another job, too few GPUs.
+        InputError: no generator, an empty source, an OUT of another job. Nothing has been written then.
     """
-    use_gpu = cluster.use_gpu(settings.gpu, settings.generators or 1)
     out, source = storage.absolute(settings.out), storage.absolute(settings.source)
     generator = load_generator(settings.generator, settings.direction)
     policy = SizePolicy.parse(settings.size or f"resize:{generator.size}")
@@ -85,11 +94,22 @@ def translate(settings: TranslateSettings, cluster: Cluster) -> TranslateResult:
         inputs = list_inputs(source)
         first = next(inputs)  # an empty source is found before anything is written
         plan = make_plan(out, request, source, itertools.chain([first], inputs), settings.segment_rows)
+    return TranslateJob(settings, generator, policy, plan)
+
+
+def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
+    """Translates every input of the plan that is not committed yet.
+
+    Raises:
+        InputError: too few GPUs.
+    """
+    settings, plan = job.settings, job.plan
+    use_gpu = cluster.use_gpu(settings.gpu, settings.generators or 1)
     copies = settings.generators or (max(1, int(cluster.gpus)) if use_gpu else 1)
     for segment in plan.open_segments():
         started = time.monotonic()
         storage.remove_folder(plan.data_path(segment))
-        _run_segment(plan, segment, generator, policy, settings, cluster=cluster, use_gpu=use_gpu, copies=copies)
+        _run_segment(job, segment, cluster=cluster, use_gpu=use_gpu, copies=copies)
         record = commit(plan, segment, time.monotonic() - started)
         log.info(
             "segment %d of %d: %d ok, %d failed, %.1f images/s",
@@ -97,7 +117,7 @@ def translate(settings: TranslateSettings, cluster: Cluster) -> TranslateResult:
         )  # fmt: skip
     summary = summarise(plan)
     _write_report(plan, summary)
-    return TranslateResult(out, summary)
+    return TranslateResult(plan.out, summary)
 
 
 def describe_request(settings: TranslateSettings, generator: Generator, policy: SizePolicy) -> dict[str, Any]:
@@ -162,23 +182,14 @@ class Translator:
         return result
 
 
-def encode_rows(table: pa.Table, source: str, encoding: Encoding, quality: int) -> pa.Table:
+def encode_rows(table: pa.Table, base: str, encoding: Encoding, quality: int) -> pa.Table:
     """Rows of `LOADED_SCHEMA` to `plan.ROW_SCHEMA`: pixels become the bytes of an image file."""
-    rows = [_encode_row(row, source, encoding, quality) for row in table.to_pylist()]
+    rows = [_encode_row(row, base, encoding, quality) for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
-def _run_segment(
-    plan: Plan,
-    segment: Segment,
-    generator: Generator,
-    policy: SizePolicy,
-    settings: TranslateSettings,
-    *,
-    cluster: Cluster,
-    use_gpu: bool,
-    copies: int,
-) -> None:
+def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_gpu: bool, copies: int) -> None:
+    settings, plan = job.settings, job.plan
     out = plan.data_path(segment)
     # enough blocks for every CPU, few enough rows in each that the first files come soon
     rows_per_block = max(settings.batch_size, min(256, segment.rows // max(1, int(cluster.cpus) * 2)))
@@ -187,7 +198,7 @@ def _run_segment(
     (
         ray.data.read_parquet(plan.manifest_path(segment), filesystem=_filesystem(out))
         .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(partial(load, policy=policy), batch_format="pyarrow")
+        .map_batches(partial(load, policy=job.policy), batch_format="pyarrow")
         .map_batches(
             Translator,
             batch_format="pyarrow",
@@ -196,9 +207,9 @@ def _run_segment(
             num_gpus=1 if use_gpu else 0,
             # on a CPU the generator's threads share the machine with decoding and encoding
             num_cpus=0 if use_gpu else 1,
-            fn_constructor_kwargs={"generator": generator, "use_gpu": use_gpu, "threads": threads},
+            fn_constructor_kwargs={"generator": job.generator, "use_gpu": use_gpu, "threads": threads},
         )
-        .map_batches(partial(encode_rows, source=plan.source, encoding=settings.encoding, quality=settings.quality), batch_format="pyarrow")
+        .map_batches(partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality), batch_format="pyarrow")
         .write_parquet(out, filesystem=_filesystem(out))
     )
 
@@ -220,7 +231,7 @@ def _load_row(row_id: int, uri: str, policy: SizePolicy) -> Row:
     return row | {"height": target.shape[0], "width": target.shape[1], "pixels": target.tobytes()}
 
 
-def _encode_row(row: Row, source: str, encoding: Encoding, quality: int) -> Row:
+def _encode_row(row: Row, base: str, encoding: Encoding, quality: int) -> Row:
     pixels = row.pop("pixels")
     if row["status"] != "ok":
         return row
@@ -229,7 +240,7 @@ def _encode_row(row: Row, source: str, encoding: Encoding, quality: int) -> Row:
         data = images.encode(photo, encoding, quality)
     except (OSError, ValueError) as error:  # such as more pixels on a side than the format knows
         return _failed(row, "not_encodable", error)
-    name = PurePosixPath(relative_name(row["source_uri"], source))
+    name = PurePosixPath(relative_name(row["source_uri"], base))
     return row | {"image": {"bytes": data, "path": str(name.with_suffix(images.SUFFIXES[encoding]))}}
 
 

@@ -15,18 +15,15 @@ from jobs.cli import parse, ray_session, run
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; fails where the translated pictures are not far nearer to the truth than the untranslated ones."""
     settings = parse(DemoSettings, "demo", argv)
-    from cyclegan import demo
+    from cyclegan import demo, evaluation, training, translation
 
     folders = demo.draw_domains(settings.out)
     with ray_session() as cluster:
-        from cyclegan.evaluation import evaluate
-        from cyclegan.training import train
-        from cyclegan.translation import translate, translated_pairs
-
-        train(demo.train_settings(folders), cluster)
-        translation = translate(demo.translate_settings(folders), cluster)
+        training.train(training.prepare(demo.train_settings(folders)), cluster)
+        translated_all = translation.translate(translation.prepare(demo.translate_settings(folders)), cluster)
         translated, untranslated = (
-            evaluate(demo.evaluate_settings(folders, generated)) for generated in (folders.translated, folders.test_a)
+            evaluation.evaluate(evaluation.prepare(demo.evaluate_settings(folders, generated)))
+            for generated in (folders.translated, folders.test_a)
         )
     share = translated.mean_absolute_error / untranslated.mean_absolute_error
     facts = {
@@ -35,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
         "share": f"{share:.3f} (at most {demo.GOAL} is asked)",
         "PSNR, SSIM of the translations": f"{translated.psnr:.1f} dB, {translated.ssim:.3f}",
     }
-    page = demo.write_report(folders, [pair[1:] for pair in translated_pairs(folders.translated)], facts)
+    page = demo.write_report(folders, list(translation.translated_pairs(folders.translated)), facts)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), page, sep="\n")
-    if share > demo.GOAL or translation.summary["ok"] != demo.TEST_IMAGES:
+    if share > demo.GOAL or translated_all.summary["ok"] != demo.TEST_IMAGES:
         print("the demo failed: the translations are not near enough to the truth", file=sys.stderr)
         return 1
     return 0

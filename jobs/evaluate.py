@@ -16,10 +16,11 @@ from jobs.cli import parse, ray_session, run
 def main(argv: Sequence[str]) -> int:
     """Evaluates and prints the result as JSON."""
     settings = parse(EvaluateSettings, "evaluate", argv)
-    with ray_session():
-        from cyclegan.evaluation import evaluate
+    from cyclegan.evaluation import evaluate, prepare
 
-        result = evaluate(settings)
+    job = prepare(settings)
+    with ray_session():
+        result = evaluate(job)
     print(json.dumps(asdict(result), indent=2))
     return 0
 

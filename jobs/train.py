@@ -14,10 +14,11 @@ from jobs.cli import parse, ray_session, run
 def main(argv: Sequence[str]) -> int:
     """Trains, and says where the generators are."""
     settings = parse(TrainSettings, "train", argv)
-    with ray_session() as cluster:
-        from cyclegan.training import train
+    from cyclegan.training import prepare, train
 
-        result = train(settings, cluster)
+    job = prepare(settings)
+    with ray_session() as cluster:
+        result = train(job, cluster)
     print(f"{result.steps} steps; generators in {result.out}/generators, samples and curves in {result.out}/report.html")
     return 0
 

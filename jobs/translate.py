@@ -15,10 +15,11 @@ from jobs.cli import parse, ray_session, run
 def main(argv: Sequence[str]) -> int:
     """Translates, and says how many photos are ok and how many failed."""
     settings = parse(TranslateSettings, "translate", argv)
-    with ray_session() as cluster:
-        from cyclegan.translation import translate
+    from cyclegan.translation import prepare, translate
 
-        result = translate(settings, cluster)
+    job = prepare(settings)
+    with ray_session() as cluster:
+        result = translate(job, cluster)
     summary = result.summary
     print(
         f"{summary['ok']} ok, {summary['failed']} failed of {summary['planned']}; rows in {result.out}/data, see {result.out}/report.html"

@@ -1,0 +1,63 @@
+"""Real pictures, real networks, real Ray: what the tests share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# before Ray is imported: a local Ray with a token would leave it behind for every later one on this machine
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import pytest
+import ray
+import ray.data
+
+from cyclegan.config import Cluster, DataSettings, DiscriminatorSettings, GeneratorSettings, TrainSettings
+from cyclegan.images import encode
+from cyclegan.landscapes import Domain, draw
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray of the tests' own, in this process."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield Cluster(cpus=2, gpus=0, object_store_bytes=1e9, can_grow=False)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with domains `a` (12 pictures) and `b` (10), 32 px."""
+    root = tmp_path_factory.mktemp("landscapes")
+    domains: tuple[tuple[Domain, int], ...] = (("a", 12), ("b", 10))
+    for domain, count in domains:
+        (root / domain).mkdir()
+        for index in range(count):
+            (root / domain / f"{index:02d}.png").write_bytes(encode(draw(index, domain, 32), "png"))
+    return root
+
+
+def tiny_settings(root: Path, out: Path, **changes: object) -> TrainSettings:
+    """A seed CycleGAN small enough to train in a test, with everything that changes switched on."""
+    settings = TrainSettings(
+        data=DataSettings(a=str(root / "a"), b=str(root / "b")),
+        out=str(out),
+        workers=2,
+        steps=6,
+        batch_size=2,
+        size=32,
+        load_scale=1.25,
+        flip=True,
+        generator=GeneratorSettings(channels=4, blocks=1),
+        discriminator=DiscriminatorSettings(channels=4),
+        pool_size=3,
+        report_every=1,
+        sample_every=3,
+        checkpoint_every=2,
+    )
+    return TrainSettings.model_validate({**settings.model_dump(), **changes})

@@ -1,0 +1,79 @@
+"""The direction of imports is fixed: each module stands on lower floors only, and Ray is known at the top alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PARTS = {"config", "domain", "errors", "geometry", "image_pool", "images", "landscapes", "losses", "networks", "report", "sources"} | {
+    "storage",
+    "sync_batch_norm",
+}
+KEPT = {"model", "plan", "run", "weights"}
+PIPELINES = {"training", "translation", "evaluation"}
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "networks": set(),
+    "losses": set(),
+    "image_pool": set(),
+    "images": set(),
+    "sync_batch_norm": set(),
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
+    "geometry": {"images"},
+    "domain": {"geometry"},
+    "landscapes": {"images"},
+    "report": {"images"},
+    "sources": {"errors", "storage"},
+    "model": {"config", "networks", "losses", "image_pool", "sync_batch_norm"},
+    "weights": {"errors", "networks", "storage"},
+    "plan": {"errors", "sources", "storage"},
+    "run": PARTS | {"model", "weights"},
+    "demo": PARTS | {"run"},
+    **{pipeline: PARTS | KEPT | {""} for pipeline in PIPELINES},
+}
+
+RAY_IS_KNOWN_TO = PIPELINES
+
+
+def imports_of(path: str) -> set[str]:
+    """Full names of all that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            names |= {f"{node.module}.{alias.name}" if node.module == "cyclegan" else node.module for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_floor() -> None:
+    modules = {path.stem for path in (REPOSITORY / "cyclegan").glob("*.py")} - {"__init__"}
+    assert modules == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_module_imports_lower_floors_only(module: str) -> None:
+    names = imports_of(f"cyclegan/{module}.py")
+    assert {name.partition(".")[2] for name in names if name.split(".")[0] == "cyclegan"} <= ALLOWED[module]
+    assert not any(name.split(".")[0] == "jobs" for name in names)
+    assert module in RAY_IS_KNOWN_TO or not any(name.split(".")[0] == "ray" for name in names)
+
+
+def test_ray_is_not_loaded_below_the_pipelines() -> None:
+    lower = sorted(ALLOWED.keys() - PIPELINES)
+    code = f"import sys; import {', '.join(f'cyclegan.{name}' for name in lower)}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("job", sorted(path.name for path in (REPOSITORY / "jobs").glob("*.py") if path.stem not in ("__init__", "cli")))
+def test_jobs_are_short(job: str) -> None:
+    assert len((REPOSITORY / "jobs" / job).read_text().splitlines()) < 60

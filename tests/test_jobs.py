@@ -1,0 +1,94 @@
+"""The commands as a user types them: exit codes, single lines, nothing written over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def job(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, landscapes: Path) -> Path:
+    """A folder with both domains, an empty folder, a file, and something that must not be written over."""
+    (tmp_path / "a").symlink_to(landscapes / "a")
+    (tmp_path / "b").symlink_to(landscapes / "b")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8 a photo")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    return tmp_path
+
+
+TRAIN = "jobs.train --data.a {0}/a --data.b {0}/b --out {0}/run"
+TRANSLATE = "jobs.translate --generator {0}/photo.pth --source {0}/a --out {0}/out"
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (TRAIN.replace("{0}/a", "{0}/nowhere"), "nowhere: no such folder or file"),
+        (TRAIN.replace("{0}/b", "{0}/empty"), "empty: no files found"),
+        (TRAIN + " --stepz 3", "--stepz"),
+        (TRAIN.replace("{0}/run", "{0}/mine"), "mine: is not empty and holds no run"),
+        ("jobs.train --out {0}/run", "--data is required"),
+        (TRANSLATE, "photo.pth: not a PyTorch state dict"),
+        (TRANSLATE.replace("photo.pth", "nothing"), "nothing: no such file or folder"),
+        (TRANSLATE + " --format bmp", "--format bmp"),
+        ("jobs.evaluate --generated {0}/a --real {0}/b", "--paired"),
+        ("jobs.demo --out {0}/mine", "mine: is not empty and holds no demo"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(bench: Path, command: str, named: str) -> None:
+    before = sorted(bench.rglob("*"))
+    done = job(*command.format(bench).split())
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+    assert sorted(bench.rglob("*")) == before
+    assert (bench / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_too_many_failed_images_is_exit_code_3(bench: Path, tmp_path: Path) -> None:
+    import torch
+
+    from cyclegan.networks import GeneratorSpec
+
+    torch.save(GeneratorSpec(architecture="resnet", channels=4, blocks=6).build().state_dict(), tmp_path / "latest_net_G.pth")
+    (tmp_path / "photos").mkdir()
+    for index, path in enumerate(sorted((bench / "a").iterdir())[:3]):
+        (tmp_path / "photos" / f"{index}.png").write_bytes(path.read_bytes())
+    (tmp_path / "photos" / "broken.png").write_bytes(b"broken")
+    command = [
+        "jobs.translate",
+        "--generator",
+        f"{tmp_path}/latest_net_G.pth",
+        "--source",
+        f"{tmp_path}/photos",
+        "--out",
+        f"{tmp_path}/out",
+    ]
+    done = job(*command, "--size", "native")
+    assert done.returncode == 3, done.stderr
+    assert "3 ok, 1 failed of 4" in done.stdout
+    assert "--max-failed-share 0.01" in done.stderr
+    assert job(*command, "--size", "native", "--max-failed-share", "0.5").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["train", "translate", "evaluate", "demo"])
+def test_help(name: str) -> None:
+    done = job(f"jobs.{name}", "--help")
+    assert done.returncode == 0
+    assert f"usage: python -m jobs.{name}" in done.stdout

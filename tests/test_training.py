@@ -1,0 +1,166 @@
+"""Training on real Ray: the files it leaves, a lost worker, a second run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from cyclegan import run
+from cyclegan.config import Cluster, TrainSettings, read_yaml
+from cyclegan.errors import InputError
+from cyclegan.images import decode
+from cyclegan.model import LOSS_NAMES
+from cyclegan.training import prepare, train
+from cyclegan.weights import load_generator
+from tests.conftest import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: Cluster, landscapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """A run of two workers that ended undisturbed."""
+    settings = tiny_settings(landscapes, tmp_path_factory.mktemp("runs") / "run")
+    train(prepare(settings), cluster)
+    return settings
+
+
+def weights_of(out: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{direction}.{key}": value
+        for direction in ("a2b", "b2a")
+        for key, value in safetensors.torch.load_file(Path(out) / "generators" / direction / "generator.safetensors").items()
+    }
+
+
+def test_files_of_a_run(finished: TrainSettings) -> None:
+    out = Path(finished.out)
+    assert TrainSettings.model_validate(read_yaml(str(out / "config.yaml"))) == finished
+    assert sorted(path.name for path in (out / "checkpoints").glob("step-*")) == ["step-00000004", "step-00000006"]
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    assert decode((out / "samples" / "step-00000006.png").read_bytes()).shape[0] > 6 * 32
+    assert list((out / "tensorboard").iterdir())
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/") == 2
+    assert "://" not in page, "the page needs nothing else"
+    for direction in ("a2b", "b2a"):
+        assert load_generator(str(out), direction).training["step"] == 6
+
+
+def test_metrics(finished: TrainSettings) -> None:
+    records = run.read_metrics(finished.out)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["images"] for record in records] == [4, 8, 12, 16, 20, 24]
+    for record in records:
+        assert record.keys() == {"step", "images", *LOSS_NAMES, "images_per_second", "learning_rate"}
+        assert all(np.isfinite(value) for value in record.values())
+        assert record["identity_a"] == 0 < record["cycle_a"]
+
+
+def test_a_lost_worker_costs_nothing_but_time(cluster: Cluster, landscapes: Path, tmp_path: Path, finished: TrainSettings) -> None:
+    """One of two workers is killed after the first checkpoint; the run ends by itself, bit for bit where the undisturbed one ended."""
+    settings = tiny_settings(landscapes, tmp_path / "run")
+    killed: list[int] = []
+
+    def kill_a_worker_after_a_checkpoint() -> None:
+        while not list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt")):
+            time.sleep(0.02)
+        killed.append(worker_pids()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, daemon=True)
+    killer.start()
+    train(prepare(settings), cluster)
+    assert killed
+
+    records = run.read_metrics(settings.out)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6], "no line twice, none missing"
+    for mine, theirs in zip(records, run.read_metrics(finished.out), strict=True):
+        assert all(mine[name] == theirs[name] for name in LOSS_NAMES)
+    ours, undisturbed = weights_of(settings.out), weights_of(finished.out)
+    assert all(torch.equal(value, undisturbed[key]) for key, value in ours.items())
+
+
+def worker_pids() -> list[int]:
+    """The processes of Ray Train's workers that belong to this test's own Ray."""
+    parents = {int(path.name): path for path in Path("/proc").iterdir() if path.name.isdigit()}
+
+    def is_ours(pid: int) -> bool:
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            try:
+                pid = int((parents[pid] / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, KeyError):
+                return False
+        return False
+
+    def title(pid: int) -> str:
+        try:
+            return (parents[pid] / "cmdline").read_text()
+        except OSError:
+            return ""
+
+    return [pid for pid in sorted(parents) if "RayTrainWorker" in title(pid) and is_ours(pid)]
+
+
+def test_the_same_again_does_nothing(cluster: Cluster, finished: TrainSettings) -> None:
+    def stamps() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*") if path.is_file()}
+
+    before = stamps()
+    assert train(prepare(finished), cluster).steps == 6
+    assert stamps() == before
+
+
+def test_other_settings_are_refused_by_name(finished: TrainSettings) -> None:
+    with pytest.raises(InputError, match=r"loss\.cycle was 10\.0, is 3\.0") as caught:
+        prepare(finished.model_copy(update={"loss": finished.loss.model_copy(update={"cycle": 3.0})}))
+    assert finished.out in str(caught.value)
+
+
+def test_unreadable_images_are_left_out_and_named(
+    cluster: Cluster, landscapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One worker, no batch statistics to share, images of many shapes, one that is none."""
+    for domain in "ab":
+        (tmp_path / domain).mkdir()
+        for path in sorted((landscapes / domain).iterdir())[:3]:
+            (tmp_path / domain / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
+    settings = tiny_settings(tmp_path, tmp_path / "run", workers=1, steps=None, epochs=2, batch_size=3)
+    with caplog.at_level(logging.WARNING):
+        result = train(prepare(settings), cluster)
+    assert result.steps == 2, "two passes over the three images that can be read"
+    assert "domain a: left out" in caplog.text
+    assert "broken.jpg" in caplog.text
+    assert "1 of 4" in caplog.text
+
+
+def test_a_domain_without_a_single_image(cluster: Cluster, landscapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "a").symlink_to(landscapes / "a")
+    job = prepare(tiny_settings(tmp_path, tmp_path / "run"))
+    with pytest.raises(InputError, match=r"--data.b: none of 1 files can be read.*notes.txt"):
+        train(job, cluster)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_of_others_are_not_written_to(landscapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(InputError, match="holds no run"):
+        prepare(tiny_settings(landscapes, tmp_path))
+
+
+def test_domains_that_do_not_fit_into_memory_are_refused(landscapes: Path, tmp_path: Path) -> None:
+    small = Cluster(cpus=2, gpus=0, object_store_bytes=1000, can_grow=False)
+    with pytest.raises(InputError, match="GB decoded"):
+        train(prepare(tiny_settings(landscapes, tmp_path / "run")), small)
