@@ -29,13 +29,16 @@ def list_inputs(source: str) -> Iterator[Input]:
     """Every file of `source`, sorted by path.
 
     Raises:
-        InputError: there is no such place, it can't be listed, or it holds no files.
+        InputError: there is no such place, it can't be listed, it holds no files, or one whose name is not UTF-8.
     """
     found = False
     try:
         for item in _list(source):
             found = True
+            item.uri.encode()
             yield item
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object!a}: the name is not valid UTF-8 and can't be kept in a table; rename it") from None
     except OSError as error:
         raise InputError(f"{source}: {error}") from None
     if not found:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from cyclegan.config import Cluster, Settings, load_settings
 from cyclegan.errors import InputError
+from cyclegan.storage import is_local
 
 S = TypeVar("S", bound=Settings)
 
@@ -33,8 +34,16 @@ def run(job: Callable[[Sequence[str]], int]) -> None:
 
 
 def parse(settings: type[S], name: str, argv: Sequence[str]) -> S:
-    """The settings of the job `name`."""
-    return load_settings(settings, argv, f"python -m jobs.{name}")
+    """The settings of the job `name`.
+
+    Raises:
+        InputError: a setting is wrong, or the result would be lost.
+    """
+    read = load_settings(settings, argv, f"python -m jobs.{name}")
+    out = getattr(read, "out", None)
+    if out and "/working_dir_files/" in os.getcwd() and is_local(out) and not os.path.isabs(out):
+        raise InputError(f"--out {out}: lies in the cluster's passing copy of your folder; give a URI or an absolute path that is shared")
+    return read
 
 
 @contextmanager

@@ -69,6 +69,12 @@ def test_nothing_there(photos: Path, name: str, reason: str) -> None:
     assert name in str(caught.value)
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.jpg").touch()
+    with pytest.raises(InputError, match=r"caf\\udce9.jpg.*UTF-8"):
+        list(list_inputs(str(tmp_path)))
+
+
 def test_unknown_kind_of_uri() -> None:
     with pytest.raises(InputError, match="nosuch://"):
         list(list_inputs("nosuch://bucket/photos"))
