@@ -119,8 +119,8 @@ def _generated(place: str) -> ray.data.Dataset:
     place = storage.absolute(place)
     if storage.exists(storage.join(place, "plan.json")):
         base = json.loads(storage.read_text(storage.join(place, "plan.json")))["base"]
-        filesystem = None if storage.is_local(place) else storage.open_filesystem(place)[0]
-        return ray.data.read_parquet(storage.join(place, "data"), filesystem=filesystem).map_batches(
+        filesystem, data = storage.open_arrow_filesystem(storage.join(place, "data"))
+        return ray.data.read_parquet(data, filesystem=filesystem).map_batches(
             partial(_rows_of_translation, base=base), batch_format="pyarrow"
         )
     inputs, base = list(list_inputs(place)), base_of(place)

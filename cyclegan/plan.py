@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -152,12 +153,17 @@ def make_plan(out: str, request: dict[str, Any], source: str, inputs: Iterable[I
     """
     segments: list[Segment] = []
     hashes: list[str] = []
-    numbered = enumerate(inputs)
-    while chunk := list(itertools.islice(numbered, segment_rows)):
-        rows = [{"row_id": row_id, **asdict(item)} for row_id, item in chunk]
-        segment = Segment(len(segments), chunk[0][0], len(chunk))
+    remaining = iter(inputs)
+    while chunk := list(itertools.islice(remaining, segment_rows)):
+        segment = Segment(len(segments), len(segments) * segment_rows, len(chunk))
+        columns = {
+            "row_id": np.arange(segment.first_row_id, segment.first_row_id + segment.rows),
+            "uri": [item.uri for item in chunk],
+            "size": [item.size for item in chunk],
+            "version": [item.version for item in chunk],
+        }
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), buffer)
+        pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), buffer)
         data = buffer.getvalue().to_pybytes()
         storage.write_bytes(storage.join(out, "manifest", f"{segment.name}.parquet"), data)
         segments.append(segment)
@@ -230,7 +236,7 @@ def summarise(plan: Plan) -> dict[str, Any]:
 
 
 def _check_ids(plan: Plan, segment: Segment, ids: pa.ChunkedArray) -> None:
-    wanted = pa.array(range(segment.first_row_id, segment.first_row_id + segment.rows), pa.int64())
+    wanted = pa.array(np.arange(segment.first_row_id, segment.first_row_id + segment.rows))
     missing = segment.rows - pc.sum(pc.is_in(wanted, value_set=ids)).as_py()
     surplus = len(ids) - (segment.rows - missing)
     if missing or surplus:

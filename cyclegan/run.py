@@ -6,7 +6,9 @@ In: settings, networks, records of metrics. Out: RUN/config.yaml, metrics.jsonl,
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from cyclegan.errors import InputError
 from cyclegan.geometry import to_uint8
 from cyclegan.images import Pixels
 from cyclegan.model import CycleGAN, generator_spec
+from cyclegan.progress import duration
 from cyclegan.weights import save_generator
 
 SAMPLES = 4
@@ -70,18 +73,24 @@ class MetricsLog:
     def __init__(self, out: str) -> None:
         self.out = out
         self._records = read_metrics(out)
-        self._tensorboard: Any = None
+        self._events: SummaryWriter | None = None
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a report; it replaces those of the same and of later steps, which a resumed run does again."""
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(storage.join(self.out, "tensorboard"), purge_step=record["step"])
+        place = storage.join(self.out, "tensorboard")
+        if self._events is None:
+            # TensorBoard's writer appends, which object stores can't: there a local copy grows and is sent again
+            folder = place if storage.is_local(place) else tempfile.mkdtemp()
+            self._events = SummaryWriter(folder, purge_step=record["step"])
         self._records = [*(earlier for earlier in self._records if earlier["step"] < record["step"]), record]
         lines = "".join(json.dumps(line) + "\n" for line in self._records)
         storage.write_text(storage.join(self.out, "metrics.jsonl"), lines)
         for name in record.keys() - {"step"}:
-            self._tensorboard.add_scalar(name, record[name], record["step"])
-        self._tensorboard.flush()
+            self._events.add_scalar(name, record[name], record["step"])
+        self._events.flush()
+        if not storage.is_local(place):
+            for file in Path(self._events.logdir).iterdir():
+                storage.write_bytes(storage.join(place, file.name), file.read_bytes())
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:
@@ -100,13 +109,6 @@ def progress_line(record: dict[str, Any], steps: int) -> str:
         f"step {record['step']}/{steps}  {record['images_per_second']:.1f} images/s  {duration(left)} left"
         f"  generators {adversarial:.3f}  cycle {cycle:.3f}  discriminators {judged:.3f}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: `1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def save_samples(out: str, model: CycleGAN, domain_a: Domain, domain_b: Domain, step: int) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import fsspec
+import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cyclegan.errors import InputError
@@ -35,10 +36,20 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # not through fsspec's own parser: a local name may hold "::", which it takes for a chain
         return LocalFileSystem(), absolute(uri)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        # another process may have written a moment ago
+        filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise InputError(f"{uri}: {error}") from None
     return filesystem, path
+
+
+def open_arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
+    """What `open_filesystem` gives, for Ray: None on a local disk, which Ray opens by itself, else fsspec's behind Arrow's interface.
+
+    Ray would take Arrow's own clients for some object stores; through fsspec they are all configured in one way.
+    """
+    filesystem, path = open_filesystem(uri)
+    return (None if is_local(uri) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))), path
 
 
 def join(uri: str, *parts: str) -> str:

@@ -11,10 +11,8 @@ import logging
 import math
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from cyclegan.config import Cluster, TrainSettings
 from cyclegan.domain import Domain
 from cyclegan.errors import InputError
 from cyclegan.model import LOSS_NAMES, CycleGAN
+from cyclegan.progress import every
 from cyclegan.sources import list_inputs, read
 
 log = logging.getLogger(__name__)
@@ -88,6 +87,7 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
 
     batch = settings.batch_size * settings.workers
     steps = settings.steps or math.ceil((settings.epochs or 0) * max(counts.values()) / batch)
+    filesystem, place = storage.open_arrow_filesystem(out)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings.model_dump(), "out": out, "steps": steps, "blocks": rows.to_arrow_refs()},
@@ -97,13 +97,14 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            storage_path=out,
+            storage_path=place,
+            storage_filesystem=filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             callbacks=[RunFiles(out)],  # type: ignore[list-item]  # annotated with the class that V2 replaced
         ),
     )
-    with _progress(out, steps):
+    with every(1, Progress(out, steps)):
         trainer.fit()
     metrics = run.read_metrics(out)
     run.write_report(settings, out, metrics)
@@ -138,12 +139,12 @@ def train_worker(config: dict[str, Any]) -> None:
         checkpoint_due = step % settings.checkpoint_every == 0 or step == steps
         if checkpoint_due or step % settings.report_every == 0:
             averages = (sums / (step - since)).tolist()  # waits for the device, so that the clock is read after the work
-            seconds = time.monotonic() - started
+            now = time.monotonic()
             metrics = {
                 "step": step,
                 "images": step * batch,
                 **dict(zip(LOSS_NAMES, averages, strict=True)),
-                "images_per_second": (step - since) * batch / seconds,
+                "images_per_second": (step - since) * batch / (now - started),
                 "learning_rate": rate,
             }
             if checkpoint_due:
@@ -151,7 +152,7 @@ def train_worker(config: dict[str, Any]) -> None:
             else:
                 ray.train.report(metrics)
             sums.zero_()
-            since, started = step, time.monotonic()
+            since, started = step, now
 
 
 class RunFiles(ray.train.UserCallback):
@@ -167,26 +168,20 @@ class RunFiles(ray.train.UserCallback):
         self._log.append({**metrics[0], **{name: float(np.mean([m[name] for m in metrics])) for name in LOSS_NAMES}})
 
 
-@contextmanager
-def _progress(out: str, steps: int) -> Iterator[None]:
-    """Says on the driver how the run goes, from what arrives in metrics.jsonl."""
-    ended = threading.Event()
+class Progress:
+    """Says on the driver what has arrived in metrics.jsonl since it was last asked."""
 
-    def watch() -> None:
-        shown = len(run.read_metrics(out))
-        while not ended.wait(1):
-            records = run.read_metrics(out)
-            for record in records[shown:]:
-                log.info("%s", run.progress_line(record, steps))
-            shown = len(records)
+    def __init__(self, out: str, steps: int) -> None:
+        self.out = out
+        self.steps = steps
+        self._shown = len(run.read_metrics(out))
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    def __call__(self) -> None:
+        """Logs a line for each new report."""
+        records = run.read_metrics(self.out)
+        for record in records[self._shown :]:
+            log.info("%s", run.progress_line(record, self.steps))
+        self._shown = len(records)
 
 
 def _refuse_too_large(uris: dict[str, list[str]], settings: TrainSettings, cluster: Cluster) -> None:
@@ -252,7 +247,7 @@ def _decode_rows(table: pa.Table, side: int) -> pa.Table:
         except (OSError, images.ImageError) as error:
             pixels.append(None)
             errors.append(str(error))
-    return table.append_column("pixels", pa.array(pixels, pa.binary())).append_column("error", pa.array(errors, pa.string()))
+    return table.append_column("pixels", pa.array(pixels, pa.large_binary())).append_column("error", pa.array(errors, pa.string()))
 
 
 def _collect(blocks: Sequence[ray.ObjectRef[pa.Table]], side: int) -> dict[str, Tensor]:

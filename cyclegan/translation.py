@@ -10,6 +10,7 @@ nothing is pickled. A photo that can't be read, decoded or encoded is a row with
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -37,6 +38,7 @@ from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.geometry import SizePolicy, pad_to_multiple, to_uint8, to_unit_range
 from cyclegan.images import Encoding, ImageError, Pixels
 from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
+from cyclegan.progress import duration, every
 from cyclegan.sources import list_inputs, read, relative_name
 from cyclegan.weights import Generator, load_generator
 
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 LOADED_SCHEMA = pa.schema(
     [ROW_SCHEMA.field(name) for name in ("row_id", "source_uri", "status", "error_type", "error")]
-    + [pa.field("pixels", pa.binary())]
+    + [pa.field("pixels", pa.large_binary())]
     + [ROW_SCHEMA.field(name) for name in ("source_width", "source_height", "width", "height")]
 )
 """Rows between the stages: `pixels` holds uint8 (height, width, 3)."""
@@ -109,7 +111,8 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
     for segment in plan.open_segments():
         started = time.monotonic()
         storage.remove_folder(plan.data_path(segment))
-        _run_segment(job, segment, cluster=cluster, use_gpu=use_gpu, copies=copies)
+        with every(10, Progress(plan, segment)):
+            _run_segment(job, segment, cluster=cluster, use_gpu=use_gpu, copies=copies)
         record = commit(plan, segment, time.monotonic() - started)
         log.info(
             "segment %d of %d: %d ok, %d failed, %.1f images/s",
@@ -172,7 +175,7 @@ class Translator:
             translated = self.translate(np.stack([photo for _, photo in members]))
             for (index, _), photo in zip(members, translated, strict=True):
                 pixels[index] = photo[: heights[index], : widths[index]].tobytes()
-        return table.set_column(table.schema.get_field_index("pixels"), "pixels", pa.array(pixels, pa.binary()))
+        return table.set_column(table.schema.get_field_index("pixels"), "pixels", pa.array(pixels, pa.large_binary()))
 
     def translate(self, photos: Pixels) -> Pixels:
         """uint8 (N, H, W, 3) to the same, H and W multiples of the generator's stride."""
@@ -188,17 +191,41 @@ def encode_rows(table: pa.Table, base: str, encoding: Encoding, quality: int) ->
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
+class Progress:
+    """Says on the driver how many rows of a segment are on disk, from the footers of its files."""
+
+    def __init__(self, plan: Plan, segment: Segment) -> None:
+        self.plan = plan
+        self.segment = segment
+        self.started = time.monotonic()
+        self._rows: dict[str, int] = {}
+
+    def __call__(self) -> None:
+        """Logs rows done, the rate and the time left, as soon as there is a first file."""
+        filesystem, folder = storage.open_filesystem(self.plan.data_path(self.segment))
+        for path in filesystem.glob(f"{folder}/*.parquet"):
+            if path not in self._rows:
+                with filesystem.open(path) as file, contextlib.suppress(pa.ArrowInvalid):  # a file that is not finished
+                    self._rows[path] = pq.read_metadata(file).num_rows
+        if done := sum(self._rows.values()):
+            rate = done / (time.monotonic() - self.started)
+            left = duration((self.segment.rows - done) / rate)
+            total = self.segment.first_row_id + done
+            log.info("%d of %d images  %.1f images/s  %s left in this segment", total, self.plan.rows, rate, left)
+
+
 def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_gpu: bool, copies: int) -> None:
     settings, plan = job.settings, job.plan
-    out = plan.data_path(segment)
+    filesystem, manifest = storage.open_arrow_filesystem(plan.manifest_path(segment))
+    _, out = storage.open_arrow_filesystem(plan.data_path(segment))
     # enough blocks for every CPU, few enough rows in each that the first files come soon
     rows_per_block = max(settings.batch_size, min(256, segment.rows // max(1, int(cluster.cpus) * 2)))
     threads = max(1, (os.cpu_count() or 1) // copies)
     # no num_cpus for load and encode: with equal resources Ray fuses encoding with writing, so a block is on disk once translated
     (
-        ray.data.read_parquet(plan.manifest_path(segment), filesystem=_filesystem(out))
+        ray.data.read_parquet(manifest, filesystem=filesystem)
         .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(partial(load, policy=job.policy), batch_format="pyarrow")
+        .map_batches(partial(load, policy=job.policy), batch_format="pyarrow", batch_size=settings.batch_size)
         .map_batches(
             Translator,
             batch_format="pyarrow",
@@ -209,13 +236,13 @@ def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_g
             num_cpus=0 if use_gpu else 1,
             fn_constructor_kwargs={"generator": job.generator, "use_gpu": use_gpu, "threads": threads},
         )
-        .map_batches(partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality), batch_format="pyarrow")
-        .write_parquet(out, filesystem=_filesystem(out))
+        .map_batches(
+            partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality),
+            batch_format="pyarrow",
+            batch_size=settings.batch_size,
+        )
+        .write_parquet(out, filesystem=filesystem)
     )
-
-
-def _filesystem(uri: str) -> Any:
-    return None if storage.is_local(uri) else storage.open_filesystem(uri)[0]
 
 
 def _load_row(row_id: int, uri: str, policy: SizePolicy) -> Row:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# before Ray is imported: a local Ray with a token would leave it behind for every later one on this machine
+# Before Ray is imported: a local Ray with a token would leave it behind for every later one on this machine.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Before Ray starts its workers: they and this process find the same object store, which `bucket` starts.
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    OBJECT_STORE_PORT: int = probe.getsockname()[1]
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{OBJECT_STORE_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
+import fsspec
 import pytest
 import ray
 import ray.data
@@ -42,13 +58,33 @@ def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tiny_settings(root: Path, out: Path, **changes: object) -> TrainSettings:
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """An empty bucket of an object store that speaks S3, on this machine."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(OBJECT_STORE_PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", OBJECT_STORE_PORT)) == 0:
+                    break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def tiny_settings(root: Path, out: Path | str, **changes: object) -> TrainSettings:
     """A seed CycleGAN small enough to train in a test, with everything that changes switched on."""
     settings = TrainSettings(
         data=DataSettings(a=str(root / "a"), b=str(root / "b")),
         out=str(out),
         workers=2,
-        steps=6,
+        steps=12,
         batch_size=2,
         size=32,
         load_scale=1.25,
@@ -57,7 +93,7 @@ def tiny_settings(root: Path, out: Path, **changes: object) -> TrainSettings:
         discriminator=DiscriminatorSettings(channels=4),
         pool_size=3,
         report_every=1,
-        sample_every=3,
+        sample_every=6,
         checkpoint_every=2,
     )
     return TrainSettings.model_validate({**settings.model_dump(), **changes})

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PARTS = {"config", "domain", "errors", "geometry", "image_pool", "images", "landscapes", "losses", "networks", "report", "sources"} | {
+PARTS = {"config", "domain", "errors", "geometry", "image_pool", "images", "landscapes", "losses", "networks", "progress", "report"} | {
+    "sources",
     "storage",
     "sync_batch_norm",
 }
@@ -24,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "image_pool": set(),
     "images": set(),
     "sync_batch_norm": set(),
+    "progress": set(),
     "storage": {"errors"},
     "config": {"errors", "storage"},
     "geometry": {"images"},

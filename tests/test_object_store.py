@@ -1,0 +1,52 @@
+"""Both jobs with everything in an object store: photos in, a run and a translation out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import fsspec
+import pyarrow.parquet as pq
+
+from cyclegan import run, storage
+from cyclegan.config import Cluster, DataSettings, EvaluateSettings, TranslateSettings
+from cyclegan.evaluation import evaluate
+from cyclegan.evaluation import prepare as prepare_evaluation
+from cyclegan.plan import ROW_SCHEMA
+from cyclegan.training import prepare as prepare_training
+from cyclegan.training import train
+from cyclegan.translation import prepare as prepare_translation
+from cyclegan.translation import translate
+from tests.conftest import tiny_settings
+
+
+def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes: Path) -> None:
+    s3 = fsspec.filesystem("s3", use_listings_cache=False)
+    s3.put(f"{landscapes}/", f"{bucket}/photos/", recursive=True)
+    data = DataSettings(a=f"{bucket}/photos/a", b=f"{bucket}/photos/b/*.png")
+    settings = tiny_settings(landscapes, f"{bucket}/run", data=data.model_dump(), steps=4)
+    train(prepare_training(settings), cluster)
+    names = {path.removeprefix("bucket/run/") for path in s3.find("bucket/run")}
+    assert {"config.yaml", "report.html", "checkpoints/step-00000004/model.pt", "generators/b2a/generator.safetensors"} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert [record["step"] for record in run.read_metrics(settings.out)] == [1, 2, 3, 4]
+
+    translation = TranslateSettings(
+        generator=f"{bucket}/run", source=f"{bucket}/photos", out=f"{bucket}/out", direction="b2a", segment_rows=15, batch_size=4
+    )
+    result = translate(prepare_translation(translation), cluster)
+    assert (result.summary["ok"], result.summary["planned"], result.summary["segments_committed"]) == (22, 22, 2)
+    tables = [pq.read_table(io.BytesIO(s3.cat_file(path))) for path in s3.glob("bucket/out/data/*/*.parquet")]
+    assert sorted(row_id for table in tables for row_id in table["row_id"].to_pylist()) == list(range(22))
+    assert all(table.schema == ROW_SCHEMA for table in tables)
+    assert tables[0]["source_uri"][0].as_py().startswith("s3://bucket/photos/")
+
+    assert evaluate(prepare_evaluation(EvaluateSettings(generated=translation.out, real=translation.source, paired=True))).pairs == 22
+
+
+def test_a_write_is_seen_by_a_listing_at_once(bucket: str) -> None:
+    """Listings are not remembered: another process may have written in between."""
+    filesystem, place = storage.open_filesystem(f"{bucket}/fresh")
+    assert filesystem.glob(f"{place}/*") == []
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("bucket/fresh/x", b"x")
+    assert filesystem.glob(f"{place}/*") == ["bucket/fresh/x"]
