@@ -9,9 +9,7 @@ import fsspec
 import pyarrow.parquet as pq
 
 from cyclegan import run, storage
-from cyclegan.config import Cluster, DataSettings, EvaluateSettings, TranslateSettings
-from cyclegan.evaluation import evaluate
-from cyclegan.evaluation import prepare as prepare_evaluation
+from cyclegan.config import Cluster, DataSettings, TranslateSettings
 from cyclegan.plan import ROW_SCHEMA
 from cyclegan.training import prepare as prepare_training
 from cyclegan.training import train
@@ -24,7 +22,7 @@ def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes
     s3 = fsspec.filesystem("s3", use_listings_cache=False)
     s3.put(f"{landscapes}/", f"{bucket}/photos/", recursive=True)
     data = DataSettings(a=f"{bucket}/photos/a", b=f"{bucket}/photos/b/*.png")
-    settings = tiny_settings(landscapes, f"{bucket}/run", data=data.model_dump(), steps=4)
+    settings = tiny_settings(landscapes, f"{bucket}/run", data=data.model_dump(), steps=4, workers=1)
     train(prepare_training(settings), cluster)
     names = {path.removeprefix("bucket/run/") for path in s3.find("bucket/run")}
     assert {"config.yaml", "report.html", "checkpoints/step-00000004/model.pt", "generators/b2a/generator.safetensors"} <= names
@@ -40,8 +38,6 @@ def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes
     assert sorted(row_id for table in tables for row_id in table["row_id"].to_pylist()) == list(range(22))
     assert all(table.schema == ROW_SCHEMA for table in tables)
     assert tables[0]["source_uri"][0].as_py().startswith("s3://bucket/photos/")
-
-    assert evaluate(prepare_evaluation(EvaluateSettings(generated=translation.out, real=translation.source, paired=True))).pairs == 22
 
 
 def test_a_write_is_seen_by_a_listing_at_once(bucket: str) -> None:
