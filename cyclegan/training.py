@@ -74,6 +74,7 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
     Raises:
         InputError: no image of a domain can be read; too few GPUs; too little memory.
         ray.train.TrainingFailedError: more workers were lost than `max_failures`.
+        KeyboardInterrupt: on Ctrl-C.
     """
     settings, out, uris = job.settings, job.out, job.uris
     use_gpu = cluster.use_gpu(settings.gpu, settings.workers)
@@ -105,7 +106,10 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
         ),
     )
     with every(1, Progress(out, steps)):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except SystemExit:  # how Ray Train ends the process on Ctrl-C, without a word
+            raise KeyboardInterrupt from None
     metrics = run.read_metrics(out)
     run.write_report(settings, out, metrics)
     return TrainResult(out, steps, metrics[-1])

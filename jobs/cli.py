@@ -66,7 +66,7 @@ def ray_session() -> Iterator[Cluster]:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
         # a single logical CPU would leave none for reading while a generator holds it
-        cpus = max(2, len(os.sched_getaffinity(0)))
+        cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
