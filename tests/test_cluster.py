@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.job_submission import JobSubmissionClient
 
 from tests.conftest import REPOSITORY
 
@@ -54,15 +55,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
-        while True:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 100
+        while not takes_jobs(address):
             assert process.poll() is None, log.read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
-                    break
             assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+            time.sleep(1)
+        yield {**environment, "RAY_API_SERVER_ADDRESS": address}
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -73,6 +72,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def takes_jobs(address: str) -> bool:
+    """Whether the head is up, and its agent too, which comes some seconds later."""
+    try:
+        JobSubmissionClient(address).submit_job(entrypoint="true")
+    except (ConnectionError, RuntimeError):
+        return False
+    return True
+
+
 def submit(head: dict[str, str], *job: str) -> str:
     command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", *job]
     done = subprocess.run(command, cwd=REPOSITORY, env=head, capture_output=True, text=True, timeout=240, check=False)
@@ -80,6 +88,7 @@ def submit(head: dict[str, str], *job: str) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_both_jobs_can_be_submitted(head: dict[str, str], landscapes: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     small = ["--steps=2", "--size=32", "--batch-size=2", "--generator.channels=4", "--generator.blocks=1", "--discriminator.channels=4"]

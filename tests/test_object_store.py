@@ -30,10 +30,10 @@ def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes
     assert [record["step"] for record in run.read_metrics(settings.out)] == [1, 2, 3, 4]
 
     translation = TranslateSettings(
-        generator=f"{bucket}/run", source=f"{bucket}/photos", out=f"{bucket}/out", direction="b2a", segment_rows=15, batch_size=4
+        generator=f"{bucket}/run", source=f"{bucket}/photos", out=f"{bucket}/out", direction="b2a", batch_size=4
     )
     result = translate(prepare_translation(translation), cluster)
-    assert (result.summary["ok"], result.summary["planned"], result.summary["segments_committed"]) == (22, 22, 2)
+    assert (result.summary["ok"], result.summary["planned"], result.summary["segments_committed"]) == (22, 22, 1)
     tables = [pq.read_table(io.BytesIO(s3.cat_file(path))) for path in s3.glob("bucket/out/data/*/*.parquet")]
     assert sorted(row_id for table in tables for row_id in table["row_id"].to_pylist()) == list(range(22))
     assert all(table.schema == ROW_SCHEMA for table in tables)
