@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import jinja2
 import numpy as np
-from matplotlib.figure import Figure as Plot
 from PIL import Image
 
 from cyclegan.images import Pixels, encode
@@ -105,6 +104,8 @@ def sheet(rows: Sequence[Sequence[Pixels]], cell: int, gap: int = 4) -> bytes:
 
 def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x_label: str) -> bytes:
     """An SVG of line charts side by side: title of the panel -> name of the line -> points (x, y)."""
+    from matplotlib.figure import Figure as Plot  # noqa: PLC0415  # a third of a second that only one process of a job needs
+
     plot = Plot(figsize=(4.2 * len(panels), 3), layout="constrained")
     for index, (title, lines) in enumerate(panels.items()):
         axes = plot.add_subplot(1, len(panels), index + 1)

@@ -83,7 +83,7 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
         log.info("%s: this run has ended already", out)
         return TrainResult(out, metrics[-1]["step"], metrics[-1])
     _refuse_too_large(uris, settings, cluster)
-    rows, counts = _decode(uris, settings.load_size)
+    rows, counts = decode_domains(uris, settings.load_size)
     run.write_config(settings, out)
 
     batch = settings.batch_size * settings.workers
@@ -122,7 +122,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    pixels = _collect(config["blocks"], settings.load_size)
+    pixels = collect_domains(config["blocks"], settings.load_size)
     domain_a, domain_b = (
         Domain(pixels[name], seed=(settings.seed, number), size=settings.size, flip=settings.flip) for number, name in enumerate("ab")
     )
@@ -204,7 +204,7 @@ def _worker_resources(settings: TrainSettings, cluster: Cluster, use_gpu: bool) 
     return {"CPU": 1 if cluster.can_grow else min(1.0, cluster.cpus / settings.workers)}
 
 
-def _decode(uris: dict[str, list[str]], side: int) -> tuple[ray.data.Dataset, dict[str, int]]:
+def decode_domains(uris: dict[str, list[str]], side: int) -> tuple[ray.data.Dataset, dict[str, int]]:
     """Decodes both domains through Ray Data, once, into Ray's object store.
 
     Returns:
@@ -254,7 +254,7 @@ def _decode_rows(table: pa.Table, side: int) -> pa.Table:
     return table.append_column("pixels", pa.array(pixels, pa.large_binary())).append_column("error", pa.array(errors, pa.string()))
 
 
-def _collect(blocks: Sequence[ray.ObjectRef[pa.Table]], side: int) -> dict[str, Tensor]:
+def collect_domains(blocks: Sequence[ray.ObjectRef[pa.Table]], side: int) -> dict[str, Tensor]:
     """The images of each domain in the order of their ids: uint8 (N, 3, side, side).
 
     Every worker draws from the whole of both domains, so it takes the blocks as they are and not through a split of the dataset.

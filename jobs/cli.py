@@ -48,7 +48,11 @@ def parse(settings: type[S], name: str, argv: Sequence[str]) -> S:
 
 @contextmanager
 def ray_session() -> Iterator[Cluster]:
-    """Connects to the cluster that RAY_ADDRESS names, else starts Ray inside this process; either way undone at the end."""
+    """Connects to the cluster that RAY_ADDRESS names, else starts Ray inside this process; either way undone at the end.
+
+    Raises:
+        InputError: no cluster answers at RAY_ADDRESS.
+    """
     remote = bool(os.environ.get("RAY_ADDRESS"))
     import ray  # slow, and not needed to find an option wrong
     import ray.data
@@ -63,7 +67,12 @@ def ray_session() -> Iterator[Cluster]:
         logging.getLogger(name).setLevel(level)
     # What workers say is Ray's own account of itself; their errors reach the driver as exceptions, the rest is in Ray's log folder.
     if remote:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except ConnectionError as error:
+            raise InputError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers; start it or unset RAY_ADDRESS ({error})"
+            ) from None
     else:
         # a single logical CPU would leave none for reading while a generator holds it
         cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

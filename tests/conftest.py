@@ -84,7 +84,7 @@ def tiny_settings(root: Path, out: Path | str, **changes: object) -> TrainSettin
         data=DataSettings(a=str(root / "a"), b=str(root / "b")),
         out=str(out),
         workers=2,
-        steps=12,
+        epochs=4,
         batch_size=2,
         size=32,
         load_scale=1.25,

@@ -22,7 +22,7 @@ def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes
     s3 = fsspec.filesystem("s3", use_listings_cache=False)
     s3.put(f"{landscapes}/", f"{bucket}/photos/", recursive=True)
     data = DataSettings(a=f"{bucket}/photos/a", b=f"{bucket}/photos/b/*.png")
-    settings = tiny_settings(landscapes, f"{bucket}/run", data=data.model_dump(), steps=4, workers=1)
+    settings = tiny_settings(landscapes, f"{bucket}/run", data=data.model_dump(), epochs=None, steps=4, workers=1)
     train(prepare_training(settings), cluster)
     names = {path.removeprefix("bucket/run/") for path in s3.find("bucket/run")}
     assert {"config.yaml", "report.html", "checkpoints/step-00000004/model.pt", "generators/b2a/generator.safetensors"} <= names
