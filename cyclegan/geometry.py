@@ -51,13 +51,15 @@ def pad_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
 
 
 def to_unit_range(batch: Tensor) -> Tensor:
-    """Bytes uint8 [0, 255] to float [-1, 1]: x / 127.5 - 1."""
-    return batch.float().div_(127.5).sub_(1)
+    """Whole numbers, uint8 [0, 255] or uint16 [0, 65535], to float [-1, 1]: x / (half of the largest) - 1."""
+    return batch.float().div_(torch.iinfo(batch.dtype).max / 2).sub_(1)
 
 
-def to_uint8(batch: Tensor) -> Tensor:
-    """Floats [-1, 1] to uint8 [0, 255], rounded."""
-    return batch.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+def from_unit_range(batch: Tensor, bits: int = 8) -> Tensor:
+    """Floats [-1, 1] to whole numbers of 8 or 16 bits, rounded."""
+    dtype = torch.uint8 if bits == 8 else torch.uint16
+    largest = torch.iinfo(dtype).max
+    return batch.float().add(1).mul(largest / 2).round().clamp(0, largest).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from cyclegan import report, storage
 from cyclegan.config import TrainSettings, read_yaml, to_yaml
 from cyclegan.domain import Domain
 from cyclegan.errors import InputError
-from cyclegan.geometry import to_uint8
+from cyclegan.geometry import from_unit_range
 from cyclegan.images import Pixels
 from cyclegan.model import CycleGAN, generator_spec
 from cyclegan.progress import duration
@@ -183,4 +183,4 @@ def _sample_path(out: str, step: int) -> str:
 
 
 def _to_pixels(batch: Tensor) -> list[Pixels]:
-    return list(to_uint8(batch).permute(0, 2, 3, 1).cpu().numpy())
+    return list(from_unit_range(batch).permute(0, 2, 3, 1).cpu().numpy())

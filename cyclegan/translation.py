@@ -35,7 +35,7 @@ import torch
 import cyclegan
 from cyclegan import images, report, storage
 from cyclegan.config import Cluster, TranslateSettings
-from cyclegan.geometry import SizePolicy, pad_to_multiple, to_uint8, to_unit_range
+from cyclegan.geometry import SizePolicy, from_unit_range, pad_to_multiple, to_unit_range
 from cyclegan.images import Encoding, ImageError, Pixels
 from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
 from cyclegan.progress import duration, every
@@ -181,7 +181,7 @@ class Translator:
         """uint8 (N, H, W, 3) to the same, H and W multiples of the generator's stride."""
         with torch.inference_mode():
             batch = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
-            result: Pixels = to_uint8(self.network(to_unit_range(batch))).permute(0, 2, 3, 1).cpu().numpy()
+            result: Pixels = from_unit_range(self.network(to_unit_range(batch))).permute(0, 2, 3, 1).cpu().numpy()
         return result
 
 
