@@ -52,7 +52,9 @@ class GeneratorSpec:
     @property
     def stride(self) -> int:
         """Height and width must be multiples of this for the output to have the input's size."""
-        return {"seed": 8, "resnet": 4, "unet": 2**self.blocks}[self.architecture]
+        if self.architecture == "unet":
+            return 1 << self.blocks
+        return 8 if self.architecture == "seed" else 4
 
     def build(self) -> nn.Module:
         """A generator with freshly drawn weights."""
@@ -83,7 +85,7 @@ class DiscriminatorSpec:
     @property
     def smallest_side(self) -> int:
         """Height and width of the smallest image that leaves a score, and more than one value for a norm to work on."""
-        return {"seed": 32, "patch": 3 * 2**self.layers, "pixel": 2}[self.architecture]
+        return {"seed": 32, "patch": 3 << self.layers, "pixel": 2}[self.architecture]
 
     def build(self) -> nn.Module:
         """A discriminator with freshly drawn weights."""
