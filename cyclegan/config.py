@@ -1,30 +1,23 @@
-"""The settings of every job: frozen, typed, read strictly.
+"""The settings of every job: frozen and typed, with the presets; and what a cluster has to offer.
 
-In: the command line, an optional YAML file (`--config FILE`), a preset. Out: one immutable object a job, every field checked.
-The command line wins over the file, the file over the preset, the preset over the defaults; an unknown option or key is an error.
+In: values, from wherever (`options` reads them from the command line and files). Out: one immutable object a job, every field checked,
+those that don't go together refused. Knows no torch, so that a wrong option is found at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from cyclegan import storage
 from cyclegan.errors import InputError
 
 Direction = Literal["a2b", "b2a"]
+Channels = Annotated[int, Field(ge=1, le=4)]
+Norm = Literal["sync_batch", "batch", "instance"]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -43,52 +36,84 @@ class DataSettings(Settings):
     """Domain A: a folder (searched recursively), a glob, or a URI such as s3://bucket/folder."""
     b: str
     """Domain B, likewise."""
+    channels_a: Channels = 3
+    """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; images of another kind are converted."""
+    channels_b: Channels = 3
+    """Likewise."""
+    bits: Literal[8, 16] = 8
+    """Depth at which images are kept and generated."""
+    cache: Literal["auto", "memory", "stream"] = "auto"
+    """`memory`: decode all images once and keep them; `stream`: read and decode each when its turn comes; `auto`: by their number."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each domain is."""
+        return {"a": self.a, "b": self.b}
 
 
 class GeneratorSettings(Settings):
     """Both generators."""
 
-    architecture: Literal["seed", "resnet"] = "seed"
-    """`seed`: the Udacity exercise's small network; `resnet`: the paper's."""
+    architecture: Literal["seed", "resnet", "unet"] = "seed"
+    """`seed`: the Udacity exercise's small network; `resnet`: the paper's; `unet`: the pix2pix paper's."""
     channels: Positive = 64
     """Width after the first convolution."""
     blocks: Positive = 6
-    """Residual blocks: 6 for the seed; 9 for the paper at 256 px and above, 6 below."""
-    norm: Literal["batch", "instance"] = "batch"
-    """BatchNorm is synchronised over the workers; InstanceNorm needs no synchronising."""
+    """Residual blocks: 6 for the seed; 9 for the paper at 256 px and above, 6 below. Levels of a U-Net: 7 at 128 px, 8 at 256 px."""
+    norm: Norm = "sync_batch"
+    """`sync_batch`: BatchNorm over the batches of all workers; `batch`: over each worker's own; `instance` knows no batch."""
+    dropout: bool = False
+    """Drop half of the features while training; for resnet and unet."""
 
 
 class DiscriminatorSettings(Settings):
     """Both discriminators."""
 
-    architecture: Literal["seed", "patch"] = "seed"
-    """`seed`: the exercise's five layers; `patch`: the paper's 70x70 PatchGAN."""
+    architecture: Literal["seed", "patch", "pixel"] = "seed"
+    """`seed`: the exercise's five layers; `patch`: PatchGAN, the paper's 70x70 at 3 layers; `pixel`: judges single pixels."""
     channels: Positive = 64
     """Width after the first convolution."""
-    norm: Literal["batch", "instance"] = "batch"
+    layers: Annotated[int, Field(ge=1, le=6)] = 3
+    """Of `patch`: patches of 16, 34, 70, 142 px for 1 to 4."""
+    norm: Norm = "sync_batch"
     """As for the generators."""
 
 
 class LossSettings(Settings):
     """Effective weights of the terms; the adversarial term of the generators has weight 1."""
 
+    gan: Literal["lsgan", "vanilla", "hinge", "wgangp"] = "lsgan"
+    """The adversarial game: least squares, `vanilla` (cross entropy), `hinge`, or `wgangp` (Wasserstein with gradient penalty)."""
     cycle: Weight = 10.0
     """Cycle consistency, each direction."""
     identity: Weight = 0.0
     """Identity, each direction; the paper's "0.5 lambda" with a cycle weight of 10 is 5."""
     discriminator: Weight = 1.0
     """The discriminators' loss; the paper halves it to slow them down."""
+    gradient_penalty: Weight = 10.0
+    """Of `wgangp`."""
 
 
 class OptimizerSettings(Settings):
-    """Adam, and a learning rate that falls linearly to zero in the last part of the run."""
+    """Adam, and how its learning rate goes down. The run's length is counted in images, so workers and batch don't change the curve."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """At the start; never scaled with the number of workers."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    decay_from: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the run's images after which the rate falls; 1 keeps it constant, 0.5 is the paper's 100 + 100 epochs."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls to zero once `decay_from` is reached, if at all."""
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the run's images after which the rate falls; 0.5 is the paper's 100 + 100 epochs."""
+
+
+def _parse_workers(value: object) -> object:
+    """A count, or `MIN..MAX`; a range of one count is that count."""
+    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise ValueError("must be a number of at least 1, or MIN..MAX")
+    return least if least == most else f"{least}..{most}"
 
 
 class TrainSettings(Settings):
@@ -99,22 +124,28 @@ class TrainSettings(Settings):
     """RUN folder or URI; every worker must be able to write there. The same command again resumes."""
     resume: str | None = Field(default=None, exclude=True)
     """RUN to go on with, as its config.yaml says; stands for all other options."""
+    fork: str | None = None
+    """RUN, or one of its checkpoints, to begin a new run from; it counts on from there, with the settings given now."""
     preset: Literal["seed", "paper"] = "seed"
     """`seed`: small networks, 128 px, batch 16; `paper`: Zhu et al. 2017, 256 px, batch 1."""
-    workers: Positive = 1
-    """Data-parallel workers, one GPU each, or a share of the CPUs."""
+    workers: Annotated[int | str, BeforeValidator(_parse_workers)] = 1
+    """Data-parallel workers, one GPU each, or a share of the CPUs; MIN..MAX goes on with fewer and grows again as machines come."""
     gpu: bool | None = None
     """Train on GPUs; by default where the cluster has any."""
     steps: Positive | None = None
-    """Length of the run in optimizer steps."""
+    """Length of the run in optimizer steps of all workers (of MAX, where their number may change)."""
     epochs: Positive | None = None
     """Length of the run in passes over the larger domain."""
     batch_size: Positive = 16
     """Images of each domain per worker and step."""
+    accumulate: Positive = 1
+    """Parts in which a worker takes its batch, one after the other, where it does not fit into memory at once."""
     size: Annotated[int, Field(ge=16)] = 128
     """Side in pixels of the square images that the networks see."""
+    preprocess: Literal["resize_and_crop", "scale_width_and_crop", "crop", "scale_width", "none"] = "resize_and_crop"
+    """How an image gets there: made square, scaled by its width or left as large as it is; without a crop the images keep their shape."""
     load_scale: Annotated[float, Field(ge=1)] = 1.0
-    """Images are resized to `size` x `load_scale` and cropped at random; 1 means no cropping."""
+    """Images are resized to `size` x `load_scale` and cropped at random; 1 means no cropping of square ones."""
     flip: bool = False
     """Mirror half of the images."""
     generator: GeneratorSettings = GeneratorSettings()
@@ -125,6 +156,12 @@ class TrainSettings(Settings):
     pool_size: NonNegative = 0
     """Past fakes kept for the discriminators, per worker; 0 for none."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    ema_half_life: Weight = 10_000.0
+    """Images after which a weight counts half in the running average that samples and exports use; 0 uses the weights themselves."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the networks' arithmetic; `auto` is bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """Compile both phases of the step with torch.compile; some minutes at the start."""
     seed: NonNegative = 0
     """Weights, order of the images, crops and pool all follow from it."""
     report_every: Positive = 20
@@ -134,9 +171,31 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = 200
     """Steps between checkpoints; each also refreshes RUN/generators."""
     keep_checkpoints: Positive = 2
-    """How many of the newest checkpoints stay."""
+    """How many checkpoints stay: the newest, or the best by `keep_best_by` and the newest."""
+    keep_best_by: Literal["cycle", "adversarial"] | None = None
+    """Keep the checkpoints where this loss, of both directions, was lowest."""
     max_failures: NonNegative = 3
-    """Lost workers to survive before giving up."""
+    """Lost workers to survive before giving up; announced preemptions don't count."""
+    max_skipped_steps: Positive = 50
+    """Steps in a row without finite gradients, all skipped, before the run stops."""
+    track: Literal["mlflow", "wandb"] | None = None
+    """Send metrics and samples there too."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        least, _, most = str(self.workers).partition("..")
+        return int(least), int(most or least)
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers; their batches together make a step of full size."""
+        return self.worker_range[1]
+
+    @property
+    def crops(self) -> bool:
+        """Whether the networks see random crops of `size`; else images as large as they come."""
+        return self.preprocess in ("resize_and_crop", "scale_width_and_crop", "crop")
 
     @property
     def load_size(self) -> int:
@@ -147,12 +206,30 @@ class TrainSettings(Settings):
     def _check(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise InputError("give one of --steps and --epochs")
-        if (self.generator.architecture == "seed" and self.size % 8) or self.size % 4:
-            raise InputError(f"--size {self.size}: must be a multiple of 8 for the seed's generator, of 4 for resnet")
-        smallest = 32 if self.discriminator.architecture == "seed" else 24
-        if self.size < smallest:
-            raise InputError(f"--size {self.size}: the {self.discriminator.architecture} discriminator needs at least {smallest}")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}")
+        self._check_norms()
+        if self.loss.identity and self.data.channels_a != self.data.channels_b:
+            raise InputError("--loss.identity: needs domains with the same number of channels; give 0")
+        if self.generator.dropout and self.generator.architecture == "seed":
+            raise InputError("--generator.dropout: the seed's generator has none; give --generator.architecture resnet or unet")
+        if not self.crops and self.loss.gan == "wgangp":
+            raise InputError(f"--preprocess {self.preprocess}: the gradient penalty mixes images of one size; choose one that crops")
         return self
+
+    def _check_norms(self) -> None:
+        for owner, norm in (("generator", self.generator.norm), ("discriminator", self.discriminator.norm)):
+            if norm == "batch" and self.max_workers > 1:
+                raise InputError(
+                    f"--{owner}.norm batch: with {self.max_workers} workers each would normalise by its own images alone; "
+                    "give sync_batch or instance"
+                )
+        if self.loss.gan == "wgangp" and self.discriminator.norm != "instance":
+            raise InputError(
+                f"--discriminator.norm {self.discriminator.norm}: the penalty of wgangp is on each image's own gradient; give instance"
+            )
+        if self.loss.gan == "wgangp" and self.compile:
+            raise InputError("--compile: torch.compile can't differentiate the gradient penalty of wgangp; give --no-compile")
 
 
 class TranslateSettings(Settings):
@@ -170,8 +247,8 @@ class TranslateSettings(Settings):
     """What to write."""
     size: Annotated[str, Field(pattern=r"^(native|resize:[1-9]\d*)$")] | None = None
     """`native`, or `resize:N`: shorter side to N pixels, shape kept; by default the size the generator was trained at."""
-    encoding: Literal["jpeg", "png", "webp"] = "jpeg"
-    """How the translated pixels are stored."""
+    encoding: Literal["jpeg", "png", "webp", "tiff"] = "jpeg"
+    """How the translated pixels are stored; png and tiff hold 16 bits and any number of channels."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """For jpeg and webp."""
     batch_size: Positive = 16
@@ -221,7 +298,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "init": "normal",
         "loss": {"cycle": 10.0, "identity": 5.0, "discriminator": 0.5},
         "pool_size": 50,
-        "optimizer": {"decay_from": 0.5},
+        "optimizer": {"schedule": "linear", "decay_from": 0.5},
     },
 }
 
@@ -245,112 +322,3 @@ class Cluster:
         if use and self.gpus < count and not self.can_grow:
             raise InputError(f"{count} GPUs needed, {self.gpus:g} here; give --no-gpu, or RAY_ADDRESS for a cluster that has them")
         return use
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def load_settings(cls: type[S], argv: Sequence[str], prog: str) -> S:
-    """Reads the settings of one job from its command line and the file named there.
-
-    Args:
-        cls: what to read.
-        argv: the words after the program's name.
-        prog: the program's name, for `--help`.
-
-    Raises:
-        InputError: one line that names the option or key and says what is wrong with it.
-        SystemExit: after `--help`.
-    """
-
-    class Command(BaseSettings, cls):  # type: ignore[valid-type, misc]
-        model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-        config: str | None = None
-        """YAML file with any of these settings; the command line wins over it."""
-
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            command_line: CliSettingsSource[Any] = CliSettingsSource(
-                settings_cls,
-                cli_prog_name=prog,
-                cli_parse_args=list(argv),
-                cli_implicit_flags=True,
-                cli_kebab_case=True,
-                cli_avoid_json=True,
-                cli_hide_none_type=True,
-                cli_exit_on_error=False,
-            )
-            return command_line, _FileAndPreset(settings_cls)
-
-    Command.__doc__ = cls.__doc__
-    try:
-        merged = Command().model_dump(exclude={"config"})
-    except SettingsError as error:
-        raise InputError(f"{str(error).removeprefix('error parsing CLI: ')}; {prog} --help lists the options") from None
-    except ValidationError as error:
-        raise InputError(_one_line(error, prog)) from None
-    return cls(**merged)
-
-
-class _FileAndPreset(InitSettingsSource):
-    """The YAML file over the preset; both depend on what the command line said."""
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, {})
-
-    def __call__(self) -> dict[str, Any]:
-        said = self.current_state
-        file = read_yaml(str(said["config"])) if said.get("config") else {}
-        if said.get("resume"):
-            file = {**read_yaml(storage.join(str(said["resume"]), "config.yaml")), **file, "out": said["resume"]}
-        if "preset" not in self.settings_cls.model_fields:
-            return file
-        values = dict(PRESETS.get(str(said.get("preset") or file.get("preset") or "seed"), {}))
-        if {"steps", "epochs"} & (file.keys() | said.keys()):  # one length replaces the preset's
-            values = {key: value for key, value in values.items() if key not in ("steps", "epochs")}
-        return _merge(values, file)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merge(base[key], over[key]) for key in over if isinstance(over[key], dict) and isinstance(base.get(key), Mapping)}
-    return {**base, **over, **both}
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        InputError: there is no such file, or it holds something else.
-    """
-    try:
-        values = yaml.safe_load(storage.read_text(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise InputError(f"{path}: expected lines such as `steps: 1000`, found {type(values).__name__}")
-    return values or {}
-
-
-def to_yaml(settings: Settings) -> str:
-    """The settings as a YAML document that `--config` reads back."""
-    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-    return text
-
-
-def _one_line(error: ValidationError, prog: str) -> str:
-    problems = []
-    for item in error.errors(include_url=False):
-        option = "--" + ".".join(str(part).replace("_", "-") for part in item["loc"])
-        if item["type"] == "missing":
-            problems.append(f"{option} is required")
-        elif item["type"] == "extra_forbidden":
-            problems.append(f"{option}: no such setting")
-        elif item["loc"]:
-            problems.append(f"{option} {item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}")
-        else:
-            problems.append(item["msg"].removeprefix("Value error, "))
-    return "; ".join(problems) + f"; {prog} --help lists the options"

@@ -108,7 +108,7 @@ def train_settings(folders: Folders) -> TrainSettings:
         init="normal",
         loss=LossSettings(discriminator=0.5),
         pool_size=50,
-        optimizer=OptimizerSettings(learning_rate=4e-4, decay_from=0.5),
+        optimizer=OptimizerSettings(learning_rate=4e-4, schedule="linear"),
         report_every=20,
         sample_every=100,
         checkpoint_every=100,

@@ -1,5 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The errors that end a job with one line and no traceback."""
 
 
 class InputError(ValueError):
-    """An option, file or weight can't be used. The message is one line: what, why, and what to do. Jobs exit with 2 on it."""
+    """A bad option, file or weight; the message names the thing, the reason and the way out. Exit code 2."""
+
+
+class StoppedError(Exception):
+    """A job that could begin and can't go on; what it has written is whole, and the message says what to do. Exit code 1."""

@@ -1,16 +1,18 @@
 """Sizes: what a photo is resized and padded to before a generator, the way back, and the random crops of training.
 
-In and out: uint8 pixels (H, W, 3) for single photos; uint8 (N, 3, H, W) in, float (N, 3, size, size) in [-1, 1] out for training batches.
+In and out: pixels (H, W, C) of 8 or 16 bits for single photos; whole numbers in, floats in [-1, 1] out for batches (N, C, H, W).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cyclegan.errors import InputError
 from cyclegan.images import Pixels, resize
 
 MIN_SIDE = 32
@@ -62,29 +64,49 @@ def from_unit_range(batch: Tensor, bits: int = 8) -> Tensor:
     return batch.float().add(1).mul(largest / 2).round().clamp(0, largest).to(dtype)
 
 
+Fit = Literal["square", "width", "keep"]
+
+
+class TooSmallError(InputError):
+    """An image from which no crop of the wanted size can be cut."""
+
+
 @dataclass(frozen=True, slots=True)
-class Crops:
-    """Where to cut each image of a batch and whether to mirror it."""
+class TrainingSize:
+    """How an image of any size becomes what the networks see while training.
 
-    tops: list[int]
-    lefts: list[int]
-    flips: list[bool]
+    Args:
+        fit: resized to a square of `load`, to the width `load`, or not at all.
+        load: in pixels.
+        crop: side of the random crops; None leaves the image whole, its sides rounded to multiples of `multiple`.
+        multiple: what the generators' strides ask for.
+    """
 
-    @classmethod
-    def draw(cls, random: np.random.Generator, count: int, slack: int, flip: bool) -> Crops:
-        """Random crops of `count` images that are `slack` pixels larger than the crop on each axis."""
-        tops, lefts = random.integers(0, slack + 1, (2, count)).tolist()
-        mirrored = random.random(count) < 0.5
-        return cls(tops, lefts, (mirrored & flip).tolist())
+    fit: Fit
+    load: int
+    crop: int | None
+    multiple: int
 
-    def part(self, start: int, stop: int) -> Crops:
-        """The crops of a part of the batch."""
-        return Crops(self.tops[start:stop], self.lefts[start:stop], self.flips[start:stop])
+    def prepare(self, pixels: Pixels) -> Pixels:
+        """The part that is done once: (H, W, C) in and out.
 
-    def apply(self, images: Tensor, size: int) -> Tensor:
-        """Cuts `size` x `size` out of each image: uint8 (N, 3, H, W) to float (N, 3, size, size) in [-1, 1]."""
-        cut = []
-        for image, top, left, flip in zip(images, self.tops, self.lefts, self.flips, strict=True):
-            crop = image[:, top : top + size, left : left + size]
-            cut.append(crop.flip(2) if flip else crop)
-        return to_unit_range(torch.stack(cut))
+        Raises:
+            TooSmallError: it is smaller than the crop.
+        """
+        height, width = pixels.shape[:2]
+        if self.fit == "square":
+            height, width = self.load, self.load
+        elif self.fit == "width":
+            height, width = max(1, round(height * self.load / width)), self.load
+        if self.crop is None:
+            height, width = (max(1, round(side / self.multiple)) * self.multiple for side in (height, width))
+        elif min(height, width) < self.crop:
+            raise TooSmallError(f"{width}x{height} px, smaller than the crop of {self.crop}; give a smaller --size or another --preprocess")
+        return resize(pixels, height, width)
+
+    def cut(self, pixels: Pixels, down: float, right: float) -> Pixels:
+        """The crop that lies at the shares `down` and `right` in [0, 1) of the room there is, or the whole image."""
+        if self.crop is None:
+            return pixels
+        top, left = int(down * (pixels.shape[0] - self.crop + 1)), int(right * (pixels.shape[1] - self.crop + 1))
+        return pixels[top : top + self.crop, left : left + self.crop]

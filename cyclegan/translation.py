@@ -4,8 +4,8 @@ In: `TranslateSettings`. Out: the folder OUT of the design, its rows as in `plan
 
     manifest -> load (read, decode, prepare: CPU) -> Translator (generator: GPU or CPU) -> encode -> Parquet
 
-Between the stages pixels travel as the bytes of uint8 arrays in plain Arrow columns, so photos of different sizes share a block and
-nothing is pickled. A photo that can't be read, decoded or encoded is a row with its reason.
+Between the stages pixels travel as the bytes of uint8 or uint16 arrays in plain Arrow columns, so photos of different sizes share a block
+and nothing is pickled. A photo that can't be read, decoded or encoded is a row with its reason.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ import torch
 import cyclegan
 from cyclegan import images, report, storage
 from cyclegan.config import Cluster, TranslateSettings
+from cyclegan.errors import InputError
 from cyclegan.geometry import SizePolicy, from_unit_range, pad_to_multiple, to_unit_range
-from cyclegan.images import Encoding, ImageError, Pixels
+from cyclegan.images import Encoding, ImageError, PixelFormat, Pixels
 from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
 from cyclegan.progress import duration, every
 from cyclegan.sources import list_inputs, read, relative_name
@@ -49,7 +50,7 @@ LOADED_SCHEMA = pa.schema(
     + [pa.field("pixels", pa.large_binary())]
     + [ROW_SCHEMA.field(name) for name in ("source_width", "source_height", "width", "height")]
 )
-"""Rows between the stages: `pixels` holds uint8 (height, width, 3)."""
+"""Rows between the stages: `pixels` holds (height, width, channels), first as the generator takes them, then as it gives them."""
 
 SHEET_PAIRS = 8
 """Before-and-after pairs in the report."""
@@ -85,10 +86,13 @@ def prepare(settings: TranslateSettings) -> TranslateJob:
     """Finds all that can be found wrong without Ray, and writes the plan or takes up the one that OUT holds.
 
     Raises:
-        InputError: no generator, an empty source, an OUT of another job. Nothing has been written then.
+        InputError: no generator, an encoding that can't hold its pixels, an empty source, an OUT of another job. Nothing has been
+            written then.
     """
     out, source = storage.absolute(settings.out), storage.absolute(settings.source)
     generator = load_generator(settings.generator, settings.direction)
+    if not images.can_hold(settings.encoding, generator.output):
+        raise InputError(f"--encoding {settings.encoding}: can't hold {generator.output}; give --encoding png or tiff")
     policy = SizePolicy.parse(settings.size or f"resize:{generator.size}")
     request = describe_request(settings, generator, policy)
     plan = find_plan(out, request, source)
@@ -131,7 +135,7 @@ def describe_request(settings: TranslateSettings, generator: Generator, policy: 
         "size": str(policy),
         "format": settings.format,
         "encoding": settings.encoding,
-        "quality": None if settings.encoding == "png" else settings.quality,
+        "quality": settings.quality if settings.encoding in ("jpeg", "webp") else None,
         "cyclegan": cyclegan.__version__,
         "torch": torch.__version__,
         "pillow": PIL.__version__,
@@ -139,9 +143,9 @@ def describe_request(settings: TranslateSettings, generator: Generator, policy: 
     }
 
 
-def load(table: pa.Table, policy: SizePolicy) -> pa.Table:
-    """Manifest rows to `LOADED_SCHEMA`: reads and decodes each input and brings it to its target size."""
-    rows = [_load_row(row["row_id"], row["uri"], policy) for row in table.to_pylist()]
+def load(table: pa.Table, policy: SizePolicy, wanted: PixelFormat) -> pa.Table:
+    """Manifest rows to `LOADED_SCHEMA`: reads and decodes each input as `wanted` and brings it to its target size."""
+    rows = [_load_row(row["row_id"], row["uri"], policy, wanted) for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, schema=LOADED_SCHEMA)
 
 
@@ -156,19 +160,20 @@ class Translator:
 
     def __init__(self, generator: Generator, use_gpu: bool, threads: int) -> None:
         self.stride = generator.spec.stride
+        self.input, self.output = generator.input, generator.output
         self.device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             torch.set_num_threads(threads)
         self.network = generator.build().to(self.device).to(memory_format=torch.channels_last)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of `LOADED_SCHEMA` in and out; `pixels` of failed rows stay null."""
+        """Rows of `LOADED_SCHEMA` in and out, in the format that the generator takes and gives; `pixels` of failed rows stay null."""
         heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
         pixels: list[bytes | None] = [None] * len(table)
         groups: dict[tuple[int, ...], list[tuple[int, Pixels]]] = defaultdict(list)
         for index, value in enumerate(table["pixels"]):
             if value.is_valid:
-                photo = np.frombuffer(value.as_buffer(), np.uint8).reshape(heights[index], widths[index], 3)
+                photo = _unpack(value.as_buffer(), heights[index], widths[index], self.input)
                 padded = pad_to_multiple(photo, self.stride)
                 groups[padded.shape].append((index, padded))
         for members in groups.values():
@@ -178,16 +183,17 @@ class Translator:
         return table.set_column(table.schema.get_field_index("pixels"), "pixels", pa.array(pixels, pa.large_binary()))
 
     def translate(self, photos: Pixels) -> Pixels:
-        """uint8 (N, H, W, 3) to the same, H and W multiples of the generator's stride."""
+        """(N, H, W, channels) as the generator takes them to what it makes of them; H and W multiples of its stride."""
         with torch.inference_mode():
             batch = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
-            result: Pixels = from_unit_range(self.network(to_unit_range(batch))).permute(0, 2, 3, 1).cpu().numpy()
+            translated = self.network(to_unit_range(batch))
+            result: Pixels = from_unit_range(translated, self.output.bits).permute(0, 2, 3, 1).cpu().numpy()
         return result
 
 
-def encode_rows(table: pa.Table, base: str, encoding: Encoding, quality: int) -> pa.Table:
-    """Rows of `LOADED_SCHEMA` to `plan.ROW_SCHEMA`: pixels become the bytes of an image file."""
-    rows = [_encode_row(row, base, encoding, quality) for row in table.to_pylist()]
+def encode_rows(table: pa.Table, base: str, encoding: Encoding, quality: int, pixels: PixelFormat) -> pa.Table:
+    """Rows of `LOADED_SCHEMA` with such `pixels` to `plan.ROW_SCHEMA`: they become the bytes of an image file."""
+    rows = [_encode_row(row, base, encoding, quality, pixels) for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
@@ -225,7 +231,7 @@ def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_g
     (
         ray.data.read_parquet(manifest, filesystem=filesystem)
         .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(partial(load, policy=job.policy), batch_format="pyarrow", batch_size=settings.batch_size)
+        .map_batches(partial(load, policy=job.policy, wanted=job.generator.input), batch_format="pyarrow", batch_size=settings.batch_size)
         .map_batches(
             Translator,
             batch_format="pyarrow",
@@ -237,7 +243,7 @@ def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_g
             fn_constructor_kwargs={"generator": job.generator, "use_gpu": use_gpu, "threads": threads},
         )
         .map_batches(
-            partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality),
+            partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality, pixels=job.generator.output),
             batch_format="pyarrow",
             batch_size=settings.batch_size,
         )
@@ -245,10 +251,10 @@ def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_g
     )
 
 
-def _load_row(row_id: int, uri: str, policy: SizePolicy) -> Row:
+def _load_row(row_id: int, uri: str, policy: SizePolicy, wanted: PixelFormat) -> Row:
     row: Row = {"row_id": row_id, "source_uri": uri, "status": "ok"}
     try:
-        photo = images.decode(read(uri))
+        photo = images.decode(read(uri), wanted)
         target = policy.apply(photo)
     except OSError as error:
         return _failed(row, "unreadable", error)
@@ -258,17 +264,21 @@ def _load_row(row_id: int, uri: str, policy: SizePolicy) -> Row:
     return row | {"height": target.shape[0], "width": target.shape[1], "pixels": target.tobytes()}
 
 
-def _encode_row(row: Row, base: str, encoding: Encoding, quality: int) -> Row:
-    pixels = row.pop("pixels")
+def _encode_row(row: Row, base: str, encoding: Encoding, quality: int, pixels: PixelFormat) -> Row:
+    packed = row.pop("pixels")
     if row["status"] != "ok":
         return row
-    photo = np.frombuffer(pixels, np.uint8).reshape(row["height"], row["width"], 3)
     try:
-        data = images.encode(photo, encoding, quality)
+        data = images.encode(_unpack(packed, row["height"], row["width"], pixels), encoding, quality)
     except (OSError, ValueError) as error:  # such as more pixels on a side than the format knows
         return _failed(row, "not_encodable", error)
     name = PurePosixPath(relative_name(row["source_uri"], base))
     return row | {"image": {"bytes": data, "path": str(name.with_suffix(images.SUFFIXES[encoding]))}}
+
+
+def _unpack(packed: Any, height: int, width: int, pixels: PixelFormat) -> Pixels:
+    """Pixels from the bytes of their array, in whatever buffer those are."""
+    return np.frombuffer(packed, pixels.dtype).reshape(height, width, pixels.channels)
 
 
 def _failed(row: Row, error_type: str, error: Exception) -> Row:
@@ -276,7 +286,7 @@ def _failed(row: Row, error_type: str, error: Exception) -> Row:
 
 
 def translated_pairs(out: str) -> Iterator[tuple[str, Pixels, Pixels]]:
-    """Translated photos beside their sources, in the order of the files: (path, source, translation)."""
+    """Translated photos beside their sources, in the order of the files: (path, source, translation), both to be looked at: 8-bit RGB."""
     filesystem, folder = storage.open_filesystem(storage.join(out, "data"))
     for path in sorted(filesystem.glob(f"{folder}/*/*.parquet")):
         with filesystem.open(path) as file:

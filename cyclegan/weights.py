@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cyclegan import storage
 from cyclegan.errors import InputError
+from cyclegan.images import RGB8, PixelFormat
 from cyclegan.networks import GeneratorSpec
 
 StateDict = dict[str, Tensor]
@@ -40,6 +41,8 @@ class Generator:
         state: its state dict.
         sha256: of the weights file.
         size: side in pixels of the images it was trained on.
+        input: the pixels it takes.
+        output: the pixels it gives.
         direction: `a2b` or `b2a`; None where the file does not say.
         training: facts about the run that made it.
     """
@@ -48,6 +51,8 @@ class Generator:
     state: StateDict
     sha256: str
     size: int
+    input: PixelFormat = RGB8
+    output: PixelFormat = RGB8
     direction: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -58,7 +63,17 @@ class Generator:
         return network.eval()
 
 
-def save_generator(folder: str, network: nn.Module, *, spec: GeneratorSpec, size: int, direction: str, training: dict[str, Any]) -> None:
+def save_generator(
+    folder: str,
+    network: nn.Module,
+    *,
+    spec: GeneratorSpec,
+    size: int,
+    direction: str,
+    training: dict[str, Any],
+    input: PixelFormat = RGB8,  # noqa: A002  # as it is called in generator.json
+    output: PixelFormat = RGB8,
+) -> None:
     """Writes a generator and what there is to know about it into `folder`.
 
     Args:
@@ -68,14 +83,18 @@ def save_generator(folder: str, network: nn.Module, *, spec: GeneratorSpec, size
         size: side in pixels of the images it was trained on.
         direction: `a2b` or `b2a`.
         training: facts worth keeping, plain JSON.
+        input: the pixels it takes; as many channels as `spec` says.
+        output: the pixels it gives, likewise.
     """
+    assert (input.channels, output.channels) == (spec.inputs, spec.outputs)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     data = safetensors.torch.save(state)
     facts = {
         "version": _FACTS_VERSION,
         "architecture": dataclasses.asdict(spec),
         "size": size,
-        "normalisation": "RGB / 127.5 - 1",
+        "pixels": {"input": dataclasses.asdict(input), "output": dataclasses.asdict(output)},
+        "normalisation": "value / (largest value / 2) - 1",
         "direction": direction,
         "training": training,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -116,9 +135,13 @@ def _load_exported(folder: str, direction: str | None) -> Generator:
     try:
         facts = json.loads(storage.read_text(facts_file))
         spec = GeneratorSpec(**facts["architecture"])
+        pixels = facts.get("pixels", {"input": {}, "output": {}})  # before there were any but 8-bit RGB
+        takes, gives = PixelFormat(**pixels["input"]), PixelFormat(**pixels["output"])
         expected, made_for, size, training = facts["sha256"], facts["direction"], int(facts["size"]), dict(facts["training"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{facts_file}: not the description of a generator ({type(error).__name__}: {error})") from None
+    if (takes.channels, gives.channels) != (spec.inputs, spec.outputs):
+        raise InputError(f"{facts_file}: pixels of {takes} to {gives} for a network from {spec.inputs} to {spec.outputs} channels")
     if direction and direction != made_for:
         raise InputError(f"{folder}: this generator translates {made_for}, not {direction}")
     try:
@@ -130,7 +153,7 @@ def _load_exported(folder: str, direction: str | None) -> Generator:
         raise InputError(f"{weights_file}: damaged or replaced; its sha256 is {found[:12]}…, {FACTS_FILE} says {expected[:12]}…")
     state = safetensors.torch.load(data)
     _check_fits(weights_file, spec, state)
-    return Generator(spec=spec, state=state, sha256=found, size=size, direction=made_for, training=training)
+    return Generator(spec=spec, state=state, sha256=found, size=size, input=takes, output=gives, direction=made_for, training=training)
 
 
 def _read_bare(place: str, data: bytes) -> Generator:
@@ -142,9 +165,16 @@ def _read_bare(place: str, data: bytes) -> Generator:
         # before torch 0.4 InstanceNorm kept running statistics that nothing reads
         state = {key: tensor for key, tensor in state.items() if not re.search(r"running_(mean|var)$|num_batches_tracked$", key)}
     _check_fits(place, spec, state)
-    # neither file says at which size it was trained: these are the sizes of both code bases
-    size = 128 if spec.architecture == "seed" else 256
-    return Generator(spec=spec, state=state, sha256=hashlib.sha256(data).hexdigest(), size=size)
+    # no file says at which size it was trained: these are the sizes of both code bases
+    small = spec.architecture == "seed" or (spec.architecture == "unet" and spec.blocks == 7)
+    return Generator(
+        spec=spec,
+        state=state,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=128 if small else 256,
+        input=PixelFormat(spec.inputs),
+        output=PixelFormat(spec.outputs),
+    )
 
 
 def _unpickle(place: str, data: bytes) -> StateDict:
@@ -164,28 +194,51 @@ def _unpickle(place: str, data: bytes) -> StateDict:
 def _recognise(place: str, state: StateDict) -> GeneratorSpec:
     """The architecture, from the keys and shapes alone."""
     if "conv1.0.weight" in state and "deconv3.0.weight" in state:
-        first, norm_key = state["conv1.0.weight"], "conv1.1.weight"
-        blocks = _count(state, r"^res_blocks\.(\d+)\.")
-        spec = GeneratorSpec(architecture="seed", channels=first.shape[0], blocks=blocks, norm="batch" if norm_key in state else "instance")
+        spec = GeneratorSpec(
+            architecture="seed",
+            channels=_side(state, "conv1.0.weight", 0),
+            blocks=_count(state, r"^res_blocks\.(\d+)\."),
+            norm="batch" if "conv1.1.weight" in state else "instance",
+            inputs=_side(state, "conv1.0.weight", 1),
+            outputs=_side(state, "deconv3.0.weight", 1),
+        )
     elif "model.1.weight" in state and "model.10.conv_block.1.weight" in state:
-        first = state["model.1.weight"]
+        blocks = _count(state, r"^model\.(\d+)\.conv_block\.")
         # dropout pushes the second convolution of a block from index 5 to 6, where a norm would have one dimension
         after = state.get("model.10.conv_block.6.weight")
         spec = GeneratorSpec(
             architecture="resnet",
-            channels=first.shape[0],
-            blocks=_count(state, r"^model\.(\d+)\.conv_block\."),
+            channels=_side(state, "model.1.weight", 0),
+            blocks=blocks,
             norm="batch" if "model.2.weight" in state else "instance",
             dropout=after is not None and after.ndim == 4,
+            inputs=_side(state, "model.1.weight", 1),
+            outputs=_side(state, f"model.{blocks + 17}.weight", 0),
+        )
+    elif "model.model.0.weight" in state and "model.model.1.model.1.weight" in state:
+        # dropout stands last in its level, so the keys don't show it; a generator in use has none
+        spec = GeneratorSpec(
+            architecture="unet",
+            channels=_side(state, "model.model.0.weight", 0),
+            blocks=1 + _count(state, r"^model\.model\.1((?:\.model\.3)*)\.model\.1\.weight"),
+            norm="batch" if any(key.endswith(".weight") and tensor.ndim == 1 for key, tensor in state.items()) else "instance",
+            inputs=_side(state, "model.model.0.weight", 1),
+            outputs=_side(state, "model.model.3.weight", 1),
         )
     elif "conv5.0.weight" in state or "model.11.weight" in state:
         raise InputError(f"{place}: these are the weights of a discriminator; a generator is needed")
     else:
         keys = ", ".join(list(state)[:3])
-        raise InputError(f"{place}: no generator known here (its keys begin with {keys}); seed and ResNet generators are read")
-    if first.shape[1] != 3:
-        raise InputError(f"{place}: takes images of {first.shape[1]} channels; only RGB generators are supported")
+        raise InputError(f"{place}: no generator known here (its keys begin with {keys}); seed, ResNet and U-Net generators are read")
+    if not {spec.inputs, spec.outputs} <= {1, 2, 3, 4}:
+        raise InputError(f"{place}: translates {spec.inputs} channels into {spec.outputs}; 1 to 4 of each are supported")
     return spec
+
+
+def _side(state: StateDict, key: str, axis: int) -> int:
+    """How many channels a convolution has on one side; 1 where there is no such convolution, which `_check_fits` then says."""
+    weight = state.get(key)
+    return weight.shape[axis] if weight is not None and weight.ndim == 4 else 1
 
 
 def _count(state: StateDict, pattern: str) -> int:

@@ -1,6 +1,7 @@
 """What all jobs share: reading options, connecting to Ray, and turning the outcome into an exit code.
 
-Exit codes: 0 all done; 1 a crash; 2 a bad option, file or weight, named in one line; 3 too many failed images; 130 Ctrl-C.
+Exit codes: 0 all done; 1 a crash, or a stop that is named in one line; 2 a bad option, file or weight, named in one line; 3 too many
+failed images; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cyclegan.config import Cluster, Settings, load_settings
-from cyclegan.errors import InputError
+from cyclegan.config import Cluster, Settings
+from cyclegan.errors import InputError, StoppedError
+from cyclegan.options import load_settings
 from cyclegan.storage import is_local
 
 S = TypeVar("S", bound=Settings)
@@ -28,6 +30,9 @@ def run(job: Callable[[Sequence[str]], int]) -> None:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as error:
+        print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cyclegan.config import Cluster, TrainSettings, TranslateSettings, load_settings, to_yaml
+from cyclegan.config import Cluster, TrainSettings, TranslateSettings
 from cyclegan.errors import InputError
+from cyclegan.options import load_settings, to_yaml
 
 NEEDED = ["--data.a", "x", "--data.b", "y", "--out", "run"]
 
@@ -19,14 +20,15 @@ def train(*argv: str) -> TrainSettings:
 def test_presets_are_the_published_recipes() -> None:
     seed, paper = train(*NEEDED), train(*NEEDED, "--preset", "paper")
     assert (seed.size, seed.load_size, seed.batch_size, seed.pool_size, seed.flip) == (128, 128, 16, 0, False)
-    assert (seed.generator.architecture, seed.generator.blocks, seed.generator.norm) == ("seed", 6, "batch")
+    assert (seed.generator.architecture, seed.generator.blocks, seed.generator.norm) == ("seed", 6, "sync_batch")
     assert (seed.loss.cycle, seed.loss.identity, seed.loss.discriminator) == (10, 0, 1)
     assert (seed.optimizer.learning_rate, seed.optimizer.beta1, seed.optimizer.beta2) == (2e-4, 0.5, 0.999)
     assert (paper.size, paper.load_size, paper.batch_size, paper.pool_size, paper.flip) == (256, 286, 1, 50, True)
     assert (paper.generator.architecture, paper.generator.blocks, paper.generator.norm) == ("resnet", 9, "instance")
     assert (paper.discriminator.architecture, paper.init) == ("patch", "normal")
     assert (paper.loss.cycle, paper.loss.identity, paper.loss.discriminator) == (10, 5, 0.5)
-    assert (paper.epochs, paper.steps, paper.optimizer.decay_from) == (200, None, 0.5)
+    assert (paper.epochs, paper.steps, paper.optimizer.schedule, paper.optimizer.decay_from) == (200, None, "linear", 0.5)
+    assert seed.optimizer.schedule == "constant"
 
 
 def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
@@ -56,8 +58,16 @@ def test_written_settings_are_read_back(tmp_path: Path) -> None:
         ([*NEEDED, "--workers", "0"], "--workers 0"),
         ([*NEEDED, "--preset", "big"], "--preset big"),
         ([*NEEDED, "--steps", "3", "--epochs", "3"], "one of --steps and --epochs"),
-        ([*NEEDED, "--size", "100"], "--size 100"),
-        ([*NEEDED, "--size", "24"], "--size 24"),
+        ([*NEEDED, "--workers", "3..2"], "--workers 3..2"),
+        ([*NEEDED, "--workers", "2..many"], "--workers 2..many"),
+        ([*NEEDED, "--accumulate", "3"], "--accumulate 3: must divide --batch-size 16"),
+        ([*NEEDED, "--generator.norm", "batch", "--workers", "1..2"], "--generator.norm batch"),
+        ([*NEEDED, "--loss.gan", "wgangp"], "--discriminator.norm sync_batch"),
+        ([*NEEDED, "--loss.gan", "wgangp", "--discriminator.norm", "instance", "--compile"], "--no-compile"),
+        ([*NEEDED, "--loss.gan", "wgangp", "--discriminator.norm", "instance", "--preprocess", "none"], "--preprocess none"),
+        ([*NEEDED, "--loss.identity", "5", "--data.channels-a", "1"], "--loss.identity"),
+        ([*NEEDED, "--data.channels-a", "5"], "--data.channels-a 5"),
+        ([*NEEDED, "--generator.dropout"], "--generator.dropout"),
         ([*NEEDED, "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["--resume", "/no/run"], "/no/run/config.yaml"),
         ([*NEEDED, "surplus"], "surplus"),
@@ -83,6 +93,14 @@ def test_file_is_read_as_strictly(tmp_path: Path, text: str, named: str) -> None
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=named):
         train("--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(("text", "workers"), [("3", (3, 3)), ("1..4", (1, 4)), ("2..2", (2, 2))])
+def test_workers(text: str, workers: tuple[int, int], tmp_path: Path) -> None:
+    settings = train(*NEEDED, "--workers", text)
+    assert settings.worker_range == workers
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    assert train("--config", str(tmp_path / "config.yaml")) == settings
 
 
 @pytest.mark.parametrize("size", ["resize:0", "resize:", "tile", "256"])

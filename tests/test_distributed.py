@@ -43,7 +43,8 @@ def run_step(norm: str, rank: int, workers: int) -> dict[str, dict[str, Tensor]]
     """One step on this worker's share of `batches`; gradients and state of all networks after it."""
     model = CycleGAN(settings_with(norm), CPU, rank)
     share = slice(rank * WORKERS * BATCH // workers, (rank + 1) * WORKERS * BATCH // workers)
-    model.step(*(batch[share] for batch in batches()))
+    a, b = (batch[share] for batch in batches())
+    model.step(a, b, WORKERS * BATCH)
     grads = {f"{n}.{k}": p.grad for n, network in model.networks().items() for k, p in network.named_parameters() if p.grad is not None}
     state = {f"{n}.{k}": v for n, network in model.networks().items() for k, v in network.state_dict().items()}
     return {"grads": grads, "state": state, "checksum": {"": model.checksum()}}
@@ -75,7 +76,7 @@ def spawn(worker: Callable[[int, str, Path], None], norm: str, folder: Path) -> 
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "sync_batch"])
 def test_two_workers_are_one_with_twice_the_batch(norm: str, tmp_path: Path) -> None:
     workers = spawn(_step_worker, norm, tmp_path)
     alone = run_step(norm, 0, 1)
@@ -94,8 +95,8 @@ def test_two_workers_are_one_with_twice_the_batch(norm: str, tmp_path: Path) -> 
 
 def test_the_comparison_sees_batch_norm_that_is_not_synchronised() -> None:
     """What the test above compares differs by far more than its tolerance where each half has statistics of its own."""
-    alone = run_step("batch", 0, 1)["grads"]
-    halves = [run_step("batch", rank, WORKERS)["grads"] for rank in range(WORKERS)]
+    alone = run_step("sync_batch", 0, 1)["grads"]
+    halves = [run_step("sync_batch", rank, WORKERS)["grads"] for rank in range(WORKERS)]
     worst = max(float((sum(half[key] for half in halves) / WORKERS - grad).abs().max()) for key, grad in alone.items())
     assert worst > 1e-2
 

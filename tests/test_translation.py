@@ -15,11 +15,11 @@ from PIL import Image
 from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.errors import InputError
 from cyclegan.geometry import pad_to_multiple
-from cyclegan.images import Pixels, decode, encode
+from cyclegan.images import PixelFormat, Pixels, decode, encode
 from cyclegan.landscapes import draw
 from cyclegan.networks import GeneratorSpec
 from cyclegan.plan import ROW_SCHEMA
-from cyclegan.translation import Translator, prepare, translate
+from cyclegan.translation import Translator, prepare, translate, translated_pairs
 from cyclegan.weights import load_generator, save_generator
 
 SPEC = GeneratorSpec(architecture="resnet", channels=4, blocks=1)
@@ -103,10 +103,11 @@ def test_pixels_are_the_generators(translated: TranslateSettings) -> None:
 
 def alone(network: torch.nn.Module, photo: Pixels) -> Pixels:
     height, width = photo.shape[:2]
-    padded = torch.from_numpy(np.ascontiguousarray(pad_to_multiple(photo, 4).transpose(2, 0, 1)))[None]
+    half = np.iinfo(photo.dtype).max / 2
+    padded = torch.from_numpy(pad_to_multiple(photo, 4).transpose(2, 0, 1).astype(np.float32))[None]
     with torch.inference_mode():
-        out = network(padded / 127.5 - 1)
-    pixels: Pixels = ((out[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()[:height, :width]
+        out = network(padded / half - 1)
+    pixels: Pixels = ((out[0] + 1) * half).round().permute(1, 2, 0).numpy()[:height, :width].astype(photo.dtype)
     return pixels
 
 
@@ -186,3 +187,42 @@ def test_batching_changes_nothing(generator: str) -> None:
     together = translator.translate(photos).astype(int)
     one_by_one = np.concatenate([translator.translate(photo[None]) for photo in photos])
     assert np.abs(together - one_by_one).max() <= 1
+
+
+def save_deep_generator(folder: Path) -> str:
+    """From 16-bit grey to 16-bit grey and alpha."""
+    spec = GeneratorSpec(architecture="resnet", channels=4, blocks=1, inputs=1, outputs=2)
+    kinds = {"input": PixelFormat(1, 16), "output": PixelFormat(2, 16)}
+    save_generator(str(folder), spec.build(), spec=spec, size=32, direction="a2b", training={}, **kinds)
+    return str(folder)
+
+
+def test_sixteen_bits_in_and_out(cluster: Cluster, tmp_path: Path) -> None:
+    """No value is rounded to 8 bits on the way; the report shows it nevertheless."""
+    generator = save_deep_generator(tmp_path / "generator")
+    (tmp_path / "photos").mkdir()
+    grey = draw(0, "a", 32)[..., :1].astype(np.uint16) * np.uint16(257) - np.uint16(77)
+    (tmp_path / "photos" / "grey.png").write_bytes(encode(grey, "png"))
+    (tmp_path / "photos" / "colours.png").write_bytes(encode(draw(1, "a", 32), "png"))
+    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", encoding="tiff")
+    assert translate(prepare(settings), cluster).summary["ok"] == 2
+    network = load_generator(generator).build()
+    for row in rows_of(settings.out):
+        source = decode(Path(str(row["source_uri"])).read_bytes(), PixelFormat(1, 16))
+        image = row["image"]
+        assert isinstance(image, dict)
+        assert image["path"] == Path(str(row["source_uri"])).with_suffix(".tif").name
+        result = decode(image["bytes"], PixelFormat(2, 16))
+        assert np.abs(result.astype(int) - alone(network, source)).max() <= 8
+    for _, before, after in translated_pairs(settings.out):
+        assert before.shape == after.shape == (32, 32, 3)
+        assert before.dtype == after.dtype == np.uint8
+    assert "data:image/png" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_encoding_that_cannot_hold_the_pixels_is_refused(photos: Path, tmp_path: Path) -> None:
+    generator = save_deep_generator(tmp_path / "generator")
+    for encoding in ("jpeg", "webp"):
+        with pytest.raises(InputError, match=f"--encoding {encoding}: can't hold 2 channels of 16 bits; give --encoding png or tiff"):
+            prepare(settings_for(generator, photos, tmp_path / "out", encoding=encoding))
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan.errors import InputError
+from cyclegan.images import PixelFormat
 from cyclegan.networks import DiscriminatorSpec, GeneratorSpec
 from cyclegan.weights import load_generator, save_generator
 
@@ -27,7 +28,8 @@ def save_pth(path: Path, network: nn.Module, prefix: str = "", extra: Mapping[st
 
 
 def same_output(network: nn.Module, other: nn.Module) -> bool:
-    x = torch.rand(1, 3, 32, 32)
+    first = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
+    x = torch.rand(1, first.shape[1], 32, 32)
     with torch.inference_mode():
         return torch.equal(network.eval()(x), other(x))
 
@@ -40,6 +42,23 @@ def test_exported_generator_comes_back(tmp_path: Path) -> None:
         loaded = load_generator(str(place), "b2a")
         assert (loaded.spec, loaded.size, loaded.direction, loaded.training) == (SEED, 64, "b2a", {"step": 7})
         assert same_output(network, loaded.build())
+
+
+def test_pixels_come_back(tmp_path: Path) -> None:
+    """Each side's channels and bits; a file from before they were written means 8-bit RGB."""
+    spec = GeneratorSpec(architecture="seed", channels=4, blocks=2, inputs=1, outputs=4)
+    network, (grey, colours) = spec.build(), (PixelFormat(1, 16), PixelFormat(4, 16))
+    save_generator(str(tmp_path / "g"), network, spec=spec, size=64, direction="a2b", training={}, input=grey, output=colours)
+    loaded = load_generator(str(tmp_path / "g"))
+    assert (loaded.input, loaded.output) == (grey, colours)
+    assert same_output(network, loaded.build())
+    save_generator(str(tmp_path / "old"), SEED.build(), spec=SEED, size=64, direction="a2b", training={})
+    file = tmp_path / "old" / "generator.json"
+    facts = json.loads(file.read_text())
+    assert facts.pop("pixels") == {side: {"channels": 3, "bits": 8} for side in ("input", "output")}
+    file.write_text(json.dumps(facts))
+    loaded = load_generator(str(tmp_path / "old"))
+    assert (loaded.input, loaded.output) == (PixelFormat(), PixelFormat())
 
 
 def test_run_holds_both_directions(tmp_path: Path) -> None:
@@ -81,6 +100,34 @@ def test_junyanz_trained_with_dropout(tmp_path: Path, norm: Any) -> None:
     assert same_output(network, loaded.build())
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(("levels", "size"), [(5, 256), (7, 128), (8, 256)])
+def test_junyanz_unet(tmp_path: Path, levels: int, size: int, norm: Any, dropout: bool) -> None:
+    """Dropout leaves no trace in the keys, and a generator in use has none."""
+    network = GeneratorSpec(architecture="unet", channels=2, blocks=levels, norm=norm, dropout=dropout, inputs=1, outputs=2).build()
+    loaded = load_generator(str(save_pth(tmp_path / "latest_net_G.pth", network)))
+    assert loaded.spec == GeneratorSpec(architecture="unet", channels=2, blocks=levels, norm=norm, inputs=1, outputs=2)
+    assert (loaded.size, loaded.input, loaded.output) == (size, PixelFormat(1), PixelFormat(2))
+    x = torch.rand(1, 1, 1 << levels, 1 << levels)
+    with torch.inference_mode():
+        assert torch.equal(network.eval()(x), loaded.build()(x))
+
+
+def test_junyanz_unet_saved_before_torch_0_4(tmp_path: Path) -> None:
+    network = GeneratorSpec(architecture="unet", channels=2, blocks=5).build()
+    stale = {"model.model.1.model.2.running_mean": torch.zeros(4), "model.model.1.model.6.running_var": torch.ones(2)}
+    assert same_output(network, load_generator(str(save_pth(tmp_path / "g.pth", network, extra=stale))).build())
+
+
+@pytest.mark.parametrize("architecture", ["seed", "resnet", "unet"])
+def test_channels_are_read_off_the_shapes(tmp_path: Path, architecture: Any) -> None:
+    network = GeneratorSpec(architecture=architecture, channels=4, blocks=5, inputs=4, outputs=1).build()
+    loaded = load_generator(str(save_pth(tmp_path / "g.pth", network)))
+    assert (loaded.input, loaded.output) == (PixelFormat(4), PixelFormat(1))
+    assert same_output(network, loaded.build())
+
+
 def test_seed_pickle(tmp_path: Path) -> None:
     network = SEED.build()
     loaded = load_generator(str(save_pth(tmp_path / "G_XtoY.pkl", network)))
@@ -111,7 +158,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, save: Any) -> None:
         (DiscriminatorSpec(architecture="patch", channels=4).build().state_dict(), "discriminator"),
         ({"encoder.weight": torch.zeros(3)}, "no generator known here"),
         ({"epoch": 3, "state": {}}, "no bare state dict"),
-        ({**SEED.build().state_dict(), "conv1.0.weight": torch.zeros(4, 1, 4, 4)}, "1 channels"),
+        ({**SEED.build().state_dict(), "conv1.0.weight": torch.zeros(4, 5, 4, 4)}, "translates 5 channels into 3"),
+        (GeneratorSpec(architecture="unet", channels=2, blocks=5, outputs=7).build().state_dict(), "translates 3 channels into 7"),
+        ({**SEED.build().state_dict(), "conv1.0.weight": torch.zeros(4)}, "does not fit"),
         ({**RESNET.build().state_dict(), "model.99.bias": torch.zeros(4)}, "does not fit"),
         ({**SEED.build().state_dict(), "conv2.0.weight": torch.zeros(5, 5, 4, 4)}, "does not fit"),
     ],
@@ -150,6 +199,12 @@ def test_damaged_export(tmp_path: Path) -> None:
     data[-1] ^= 1
     (tmp_path / "generator.safetensors").write_bytes(data)
     with pytest.raises(InputError, match="damaged or replaced"):
+        load_generator(str(tmp_path))
+    (tmp_path / "generator.json").write_text(json.dumps({**facts, "pixels": {**facts["pixels"], "output": {"channels": 1}}}))
+    with pytest.raises(InputError, match="3 channels of 8 bits to 1 channel of 8 bits"):
+        load_generator(str(tmp_path))
+    (tmp_path / "generator.json").write_text(json.dumps({**facts, "pixels": {**facts["pixels"], "output": {"channels": 3, "bits": 12}}}))
+    with pytest.raises(InputError, match="not the description of a generator"):
         load_generator(str(tmp_path))
     (tmp_path / "generator.json").write_text(json.dumps({**facts, "architecture": {"name": "other"}}))
     with pytest.raises(InputError, match="not the description of a generator"):
