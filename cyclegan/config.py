@@ -132,6 +132,8 @@ class TrainSettings(Settings):
     """Data-parallel workers, one GPU each, or a share of the CPUs; MIN..MAX goes on with fewer and grows again as machines come."""
     gpu: bool | None = None
     """Train on GPUs; by default where the cluster has any."""
+    threads: Positive | None = None
+    """Of each worker without a GPU; by default the machine's CPUs, shared out among its workers."""
     steps: Positive | None = None
     """Length of the run in optimizer steps of all workers (of MAX, where their number may change)."""
     epochs: Positive | None = None

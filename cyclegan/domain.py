@@ -94,7 +94,9 @@ class Batch(NamedTuple):
         pixels = self.pixels.to(device, non_blocking=True)
         flips = self.flips.to(device, non_blocking=True).view(-1, 1, 1, 1)
         floats = to_unit_range(pixels)
-        return torch.where(flips, floats.flip(3), floats)
+        # images come as rows of pixels, which is the layout that GPUs want and most convolutions on a CPU don't
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        return torch.where(flips, floats.flip(3), floats).contiguous(memory_format=layout)
 
 
 class Domain:

@@ -310,7 +310,7 @@ def learning_rate_factor(done: float, optimizer: OptimizerSettings) -> float:
 def arithmetic(precision: str, device: torch.device) -> torch.dtype:
     """In what the networks compute; weights, losses and what a norm sums up stay fp32."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

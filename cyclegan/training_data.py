@@ -8,7 +8,7 @@ next batches. In both cases a batch follows from seed and position alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -144,11 +144,13 @@ def _decode_once(files: Mapping[str, list[Input]], settings: TrainSettings) -> T
         table = pa.table({"domain": [domain] * len(inputs), "row_id": ids, "uri": [item.uri for item in inputs]})
         blocks += [table.slice(start, 64) for start in range(0, len(table), 64)]
     kinds = {domain: pixel_format(settings, domain) for domain in files}
-    rows = ray.data.from_arrow(blocks).map_batches(partial(_decode_rows, kinds=kinds, size=size), batch_format="pyarrow").materialize()
+    rows = ray.data.from_arrow(blocks).map_batches(partial(_decode_rows, kinds=kinds, size=size), batch_format="pyarrow")
 
     counts = dict.fromkeys(files, 0)
     unreadable: list[Unreadable] = []
-    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+    kept: list[ray.ObjectRef[pa.Table]] = []
+    tables: Iterable[Any] = rows.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in tables:
         for row in table.select(["domain", "uri", "error", "too_small"]).to_pylist():
             if row["too_small"]:
                 raise InputError(f"--data.{row['domain']}: {row['uri']}: {row['error']}")
@@ -156,13 +158,15 @@ def _decode_once(files: Mapping[str, list[Input]], settings: TrainSettings) -> T
                 counts[row["domain"]] += 1
             else:
                 unreadable.append(Unreadable(row["domain"], row["uri"], row["error"]))
+        # beside the driver, whose end is the job's: on the machine that decoded them they could be lost with it
+        kept.append(ray.put(table.select(["domain", "row_id", "pixels", "height", "width"])))
     for domain, count in counts.items():
         failed = [item for item in unreadable if item.domain == domain]
         if count == 0:
             raise InputError(f"--data.{domain}: none of {len(failed)} files can be read; {failed[0].uri}: {failed[0].reason}")
         if failed:
             log.warning("domain %s: %d of %d files can't be read and are left out", domain, len(failed), len(files[domain]))
-    return TrainData(counts, blocks=rows.to_arrow_refs(), unreadable=unreadable)
+    return TrainData(counts, blocks=kept, unreadable=unreadable)
 
 
 def _decode_rows(table: pa.Table, kinds: Mapping[str, PixelFormat], size: TrainingSize) -> pa.Table:

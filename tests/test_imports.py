@@ -43,11 +43,12 @@ ALLOWED: dict[str, set[str]] = {
     "run": PARTS | {"model", "weights"},
     "demo": PARTS | {"run"},
     "training_data": PARTS | {"model", "run"},
+    "training_loop": PARTS | {"model", "run", "training_data"},
     **{pipeline: PARTS | KEPT | {""} for pipeline in PIPELINES},
 }
-ALLOWED["training"] = ALLOWED["training"] | {"training_data"}
+ALLOWED["training"] = ALLOWED["training"] | {"training_data", "training_loop"}
 
-RAY_IS_KNOWN_TO = PIPELINES | {"training_data"}
+RAY_IS_KNOWN_TO = PIPELINES | {"training_data", "training_loop"}
 
 
 def imports_of(path: str) -> set[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import json
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray.train
 import safetensors.torch
 import torch
+from mlflow import MlflowClient
 
 from cyclegan import run
 from cyclegan.config import Cluster, TrainSettings
@@ -90,30 +91,8 @@ def kill_a_worker_after_step(step: int, checkpoints: Path) -> None:
     """SIGKILL to one of the workers when the checkpoint of `step` is there."""
     while not (checkpoints / f"step-{step:08d}" / "model.pt").exists():
         time.sleep(0.01)
-    os.kill(worker_pids()[0], signal.SIGKILL)
-
-
-def worker_pids() -> list[int]:
-    """The processes of Ray Train's workers that belong to this test's own Ray."""
-    parents = {int(path.name): path for path in Path("/proc").iterdir() if path.name.isdigit()}
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            try:
-                pid = int((parents[pid] / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, KeyError):
-                return False
-        return False
-
-    def title(pid: int) -> str:
-        try:
-            return (parents[pid] / "cmdline").read_text()
-        except OSError:
-            return ""
-
-    return [pid for pid in sorted(parents) if "RayTrainWorker" in title(pid) and is_ours(pid)]
+    workers = (child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline()))
+    next(workers).kill()
 
 
 def test_the_same_again_trains_nothing(cluster: Cluster, finished: TrainSettings) -> None:
@@ -203,7 +182,7 @@ def test_streamed_training_equals_training_from_memory(cluster: Cluster, landsca
     for path in (landscapes / "a").iterdir():
         (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
     data = {"a": str(tmp_path / "a"), "b": str(landscapes / "b"), "cache": "stream"}
-    settings = tiny_settings(landscapes, tmp_path / "run", data=data)
+    settings = tiny_settings(landscapes, tmp_path / "run", data=data, track="mlflow", keep_best_by="cycle", keep_checkpoints=1)
     (tmp_path / "a" / "05.png").write_bytes(b"broken")
     train(prepare(settings), cluster)
     (named,) = run.read_unreadable(settings.out)
@@ -213,6 +192,17 @@ def test_streamed_training_equals_training_from_memory(cluster: Cluster, landsca
     # the first pass meets the broken image somewhere in its three steps; all before it is the same
     assert streamed[0]["cycle_b"] == held[0]["cycle_b"]
     assert [record["step"] for record in streamed] == list(range(1, 13))
+
+    best = min(streamed[1::2], key=lambda record: float(record["cycle"]))["step"]
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert kept == {f"step-{best:08d}", "step-00000012"}, "the best of those at every second step, and the newest"
+
+    client = MlflowClient()
+    tracked = json.loads((tmp_path / "run" / "tracking.json").read_text())["mlflow"]
+    history = {metric.step: metric.value for metric in client.get_metric_history(tracked, "cycle")}
+    assert history == {record["step"]: record["cycle"] for record in streamed}
+    assert client.get_run(tracked).data.params["optimizer.beta1"] == "0.5"
+    assert client.list_artifacts(tracked, "images"), "the sample sheets"
 
 
 def test_a_domain_without_a_single_image(cluster: Cluster, landscapes: Path, tmp_path: Path) -> None:
