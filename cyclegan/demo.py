@@ -82,8 +82,7 @@ def draw_domains(out: str) -> Folders:
         InputError: the folder holds something else.
     """
     folders = Folders(storage.absolute(out))
-    filesystem, place = storage.open_filesystem(folders.out)
-    if filesystem.exists(place) and filesystem.ls(place, detail=False) and not storage.exists(folders.train_a):
+    if not storage.is_empty(folders.out) and not storage.exists(folders.train_a):
         raise InputError(f"--out {out}: is not empty and holds no demo; give a new folder")
     _draw(folders.train_a, "a", range(TRAIN_IMAGES))
     _draw(folders.train_b, "b", range(TRAIN_IMAGES, 2 * TRAIN_IMAGES))

@@ -7,6 +7,7 @@ report.html.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,12 +53,15 @@ def refuse_other_settings(settings: TrainSettings, out: str) -> None:
     """Holds `settings` against the run that is in `out`, if there is one.
 
     Raises:
-        InputError: the run there has other settings, or the folder holds something else.
+        InputError: the run there has other settings, the folder holds something else, or it can't be reached.
     """
     path = storage.join(out, "config.yaml")
-    if not storage.exists(path):
-        filesystem, place = storage.open_filesystem(out)
-        if filesystem.exists(place) and filesystem.ls(place, detail=False):
+    try:
+        is_run, is_empty = storage.exists(path), storage.is_empty(out)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error}") from None
+    if not is_run:
+        if not is_empty:
             raise InputError(f"--out {out}: is not empty and holds no run; give a new folder")
         return
     before, now = flatten(read_yaml(path)), flatten(settings.model_dump(mode="json"))
@@ -104,7 +108,7 @@ class MetricsLog:
             folder = place if storage.is_local(place) else tempfile.mkdtemp()
             self._events = SummaryWriter(folder, purge_step=records[0]["step"])
         self._records = [earlier for earlier in self._records if earlier["step"] < records[0]["step"]]
-        for record in records:
+        for record in map(_as_json, records):
             self._records.append(record)
             record["alarms"] = alarms.find(self._records, gan)
             for name, value in record.items():
@@ -116,6 +120,11 @@ class MetricsLog:
         if not storage.is_local(place):
             for file in Path(self._events.logdir).iterdir():
                 storage.write_bytes(storage.join(place, file.name), file.read_bytes())
+
+
+def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:
@@ -142,12 +151,15 @@ def read_unreadable(out: str) -> list[Unreadable]:
 def progress_line(record: dict[str, Any]) -> str:
     """How far a run is, how fast, how long it will take, and its losses, for a person to read."""
     left = max(0, record["images_planned"] - record["images"]) / record["images_per_second"]
-    adversarial = record["adversarial_a2b"] + record["adversarial_b2a"]
-    cycle = record["cycle_a"] + record["cycle_b"]
-    judged = record["discriminator_a"] + record["discriminator_b"]
+
+    def total(*names: str) -> str:
+        values = [record[name] for name in names]
+        return "not finite" if None in values else f"{sum(values):.3f}"
+
     return (
         f"step {record['step']}  {record['images']} of {record['images_planned']} images  {record['images_per_second']:.1f} images/s"
-        f"  {duration(left)} left  generators {adversarial:.3f}  cycle {cycle:.3f}  discriminators {judged:.3f}"
+        f"  {duration(left)} left  generators {total('adversarial')}  cycle {total('cycle')}"
+        f"  discriminators {total('discriminator_a', 'discriminator_b')}"
     )
 
 
@@ -205,7 +217,7 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> report.Figure:
     """The losses of a run over its steps."""
 
     def lines(*names: str) -> dict[str, list[tuple[float, float]]]:
-        return {name: [(record["step"], record[name]) for record in metrics] for name in names}
+        return {name: [(record["step"], record[name]) for record in metrics if record[name] is not None] for name in names}
 
     panels = {
         "generators": lines("adversarial_a2b", "adversarial_b2a"),

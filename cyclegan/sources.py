@@ -33,10 +33,11 @@ def list_inputs(source: str) -> Iterator[Input]:
     """
     found = False
     try:
-        for item in _list(source):
-            found = True
-            item.uri.encode()
-            yield item
+        with storage.reaching(source):
+            for item in _list(source):
+                found = True
+                item.uri.encode()
+                yield item
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object!a}: the name is not valid UTF-8 and can't be kept in a table; rename it") from None
     except OSError as error:

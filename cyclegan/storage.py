@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -24,6 +26,23 @@ def is_local(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """The same place, independent of the working directory; local ones as a plain path."""
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri.rstrip("/")
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Clients of object stores raise errors of their own for a store that does not answer; as OSError they are met like a disk's.
+
+    Raises:
+        OSError: whatever went wrong at a place that is not on this machine.
+    """
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        if is_local(uri):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -60,7 +79,15 @@ def join(uri: str, *parts: str) -> str:
 def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
     filesystem, path = open_filesystem(uri)
-    return bool(filesystem.exists(path))
+    with reaching(uri):
+        return bool(filesystem.exists(path))
+
+
+def is_empty(uri: str) -> bool:
+    """Whether there is no folder, or one with nothing in it."""
+    filesystem, path = open_filesystem(uri)
+    with reaching(uri):
+        return not filesystem.exists(path) or not filesystem.ls(path, detail=False)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -70,7 +97,8 @@ def read_bytes(uri: str) -> bytes:
         OSError: it can't be read.
     """
     filesystem, path = open_filesystem(uri)
-    data: bytes = filesystem.cat_file(path)
+    with reaching(uri):
+        data: bytes = filesystem.cat_file(path)
     return data
 
 
@@ -87,7 +115,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     filesystem, path = open_filesystem(uri)
     if not is_local(uri):
-        filesystem.pipe_file(path, data)  # object stores make an upload visible when it is complete
+        with reaching(uri):
+            filesystem.pipe_file(path, data)  # object stores make an upload visible when it is complete
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
         if rank == 0 and (step % settings.sample_every == 0 or last):
             run.save_samples(out, model, domain_a, domain_b, step)
         checkpoint_due = step % settings.checkpoint_every == 0 or last or warning.is_new(step)
+        # weights whose gradients are not finite must not push better ones out of the folder
+        checkpoint_due = checkpoint_due and (last or not int(model.skipped_in_a_row))
         if checkpoint_due or step % settings.report_every == 0:
             record = {
                 "step": step,
@@ -97,6 +99,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
             warning.ask_every(window.seconds_per_step, settings.report_every)
             reporter.add(record, window.seconds, place if checkpoint_due else None)
             if int(model.skipped_in_a_row) >= settings.max_skipped_steps:
+                reporter.flush()
                 return (
                     f"{int(model.skipped_in_a_row)} steps in a row had no finite gradients; the last good checkpoint is kept. "
                     "Give --fork this run, a new --out, and a lower --optimizer.learning-rate or --precision fp32"

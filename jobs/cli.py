@@ -79,6 +79,8 @@ def ray_session() -> Iterator[Cluster]:
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers; start it or unset RAY_ADDRESS ({error})"
             ) from None
     else:
+        # Ray would put its workers behind everything else on the machine, its own bookkeeping first, and they are the work
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # a single logical CPU would leave none for reading while a generator holds it
         cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

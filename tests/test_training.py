@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -95,6 +96,16 @@ def kill_a_worker_after_step(step: int, checkpoints: Path) -> None:
     next(workers).kill()
 
 
+def test_lines_lost_with_a_controller_come_again_from_the_checkpoint(cluster: Cluster, tmp_path: Path, finished: TrainSettings) -> None:
+    """As if the job had been killed between the moment when Ray registered the last checkpoint and that when its lines were written."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-2]))
+    settings = finished.model_copy(update={"out": str(tmp_path / "run")})
+    train(prepare(settings), cluster)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(lines)
+
+
 def test_the_same_again_trains_nothing(cluster: Cluster, finished: TrainSettings) -> None:
     def stamps() -> dict[Path, int]:
         files = (path for path in Path(finished.out).rglob("*") if path.is_file() and path.name != "report.html")
@@ -138,14 +149,22 @@ def test_forks_of_other_networks_are_refused_by_name(landscapes: Path, tmp_path:
 def test_gradients_that_are_never_finite_stop_the_run(cluster: Cluster, landscapes: Path, tmp_path: Path) -> None:
     """A learning rate beyond all measure: the run ends by itself, in words, and the last good checkpoint is there."""
     settings = tiny_settings(
-        landscapes, tmp_path / "run", workers=1, steps=30, epochs=None, max_skipped_steps=3, optimizer={"learning_rate": 1e30}
+        landscapes,
+        tmp_path / "run",
+        workers=1,
+        steps=30,
+        epochs=None,
+        max_skipped_steps=3,
+        checkpoint_every=1,
+        optimizer={"learning_rate": 1e30},
     )
     with pytest.raises(StoppedError, match=r"steps in a row had no finite gradients.*--fork"):
         train(prepare(settings), cluster)
     last = run.read_metrics(settings.out)[-1]
-    assert last["skipped_steps"] >= 3
+    assert (last["step"], last["skipped_steps"], last["cycle"]) == (4, 3, None), "the first step does the harm"
+    assert "not finite" in run.progress_line(last)
     assert "without finite gradients were skipped" in " ".join(last["alarms"])
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000001"], "none of the steps skipped"
 
 
 def test_unreadable_images_are_left_out_and_named(cluster: Cluster, landscapes: Path, tmp_path: Path) -> None:
