@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,12 +23,12 @@ from cyclegan.config import Cluster, TrainSettings
 from cyclegan.errors import InputError, StoppedError
 from cyclegan.images import decode
 from cyclegan.model import LOSS_NAMES
-from cyclegan.options import read_yaml
+from cyclegan.options import read_yaml, to_yaml
 from cyclegan.sources import list_inputs
 from cyclegan.training import prepare, train
 from cyclegan.training_data import open_domains, prepare_data
 from cyclegan.weights import load_generator
-from tests.conftest import tiny_settings
+from tests.conftest import REPOSITORY, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,26 @@ def kill_a_worker_after_step(step: int, checkpoints: Path) -> None:
         time.sleep(0.01)
     workers = (child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline()))
     next(workers).kill()
+
+
+def test_a_killed_job_is_taken_up_bit_for_bit(landscapes: Path, tmp_path: Path, finished: TrainSettings) -> None:
+    """SIGKILL to the process that the user started; the same command again. benchmarks/training_survival.py does it five times over."""
+    settings = tiny_settings(landscapes, tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    command = [sys.executable, "-m", "jobs.train", "--config", str(tmp_path / "config.yaml")]
+    job = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (records := run.read_metrics(settings.out)) or records[-1]["step"] < 3:
+        assert job.poll() is None, "it must not end before it is killed"
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    assert not run.has_ended(run.read_metrics(settings.out))
+
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    timeless = [[{**record, "images_per_second": 0} for record in run.read_metrics(out)] for out in (settings.out, finished.out)]
+    assert timeless[0] == timeless[1]
+    ours, undisturbed = weights_of(settings.out), weights_of(finished.out)
+    assert all(torch.equal(value, undisturbed[key]) for key, value in ours.items())
 
 
 def test_lines_lost_with_a_controller_come_again_from_the_checkpoint(cluster: Cluster, tmp_path: Path, finished: TrainSettings) -> None:
@@ -195,8 +217,12 @@ def folders_with_a_broken_image(landscapes: Path, tmp_path: Path) -> dict[str, P
     return {"a": tmp_path / "a", "b": tmp_path / "b"}
 
 
-def test_streamed_training_equals_training_from_memory(cluster: Cluster, landscapes: Path, tmp_path: Path, finished: TrainSettings) -> None:
-    """An image that can't be read is named in the report, the run goes on."""
+def test_streamed_training_equals_training_from_memory(
+    cluster: Cluster, landscapes: Path, tmp_path: Path, finished: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that can't be read is named in the report, the run goes on; and MLflow hears of it all."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     (tmp_path / "a").mkdir()
     for path in (landscapes / "a").iterdir():
         (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
