@@ -119,7 +119,7 @@ def main() -> None:
             measured[name].append(loop())
             print(f"{name}: {measured[name][-1]:.2f} images/s", flush=True)
     plain_1, worker_1, plain_all, worker_all, two = (statistics.median(rates) for rates in measured.values())
-    print(print(f"a step in Ray Train, in plain ones: {plain_1 / worker_1:.3f} with 1 thread, {plain_all / worker_all:.3f} with all"))
+    print(f"a step in Ray Train, in plain ones: {plain_1 / worker_1:.3f} with 1 thread, {plain_all / worker_all:.3f} with all")
     print(f"two workers: {two / plain_1:.2f} times the plain loop on one CPU, {two / worker_1:.2f} times one worker")
 
 
