@@ -40,8 +40,8 @@ class DataSettings(Settings):
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; images of another kind are converted."""
     channels_b: Channels = 3
     """Likewise."""
-    bits: Literal[8, 16] = 8
-    """Depth at which images are kept and generated."""
+    bits: Annotated[int, Field(ge=8, le=16, multiple_of=8)] = 8
+    """Depth at which images are kept and generated: 8 or 16."""
     cache: Literal["auto", "memory", "stream"] = "auto"
     """`memory`: decode all images once and keep them; `stream`: read and decode each when its turn comes; `auto`: by their number."""
 

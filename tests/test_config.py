@@ -67,6 +67,7 @@ def test_written_settings_are_read_back(tmp_path: Path) -> None:
         ([*NEEDED, "--loss.gan", "wgangp", "--discriminator.norm", "instance", "--preprocess", "none"], "--preprocess none"),
         ([*NEEDED, "--loss.identity", "5", "--data.channels-a", "1"], "--loss.identity"),
         ([*NEEDED, "--data.channels-a", "5"], "--data.channels-a 5"),
+        ([*NEEDED, "--data.bits", "12"], "--data.bits 12"),
         ([*NEEDED, "--generator.dropout"], "--generator.dropout"),
         ([*NEEDED, "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["--resume", "/no/run"], "/no/run/config.yaml"),
@@ -101,6 +102,11 @@ def test_workers(text: str, workers: tuple[int, int], tmp_path: Path) -> None:
     assert settings.worker_range == workers
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
     assert train("--config", str(tmp_path / "config.yaml")) == settings
+
+
+def test_numbers_are_read_from_the_command_line() -> None:
+    settings = train(*NEEDED, "--data.bits", "16", "--data.channels-a", "4", "--ema-half-life", "0", "--threads", "2")
+    assert (settings.data.bits, settings.data.channels_a, settings.ema_half_life, settings.threads) == (16, 4, 0, 2)
 
 
 @pytest.mark.parametrize("size", ["resize:0", "resize:", "tile", "256"])
