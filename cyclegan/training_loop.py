@@ -56,11 +56,10 @@ def train_worker(config: dict[str, Any]) -> str | None:
     if device.type == "cpu":
         torch.set_num_threads(threads)
     else:
-        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        torch.backends.cudnn.benchmark = settings.crops  # worth its time where all batches have one shape
     domain_a, domain_b = open_domains(config["data"], settings)
     model = CycleGAN(settings, device, rank)
     start, unsent = _restore(model, rank, config["fork"])
-
     batch = settings.batch_size * workers
     share = slice(rank * settings.batch_size, (rank + 1) * settings.batch_size)
 
@@ -68,8 +67,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
         made = domain_a.batch(position, batch, share), domain_b.batch(position, batch, share)
         return (made[0].pin(), made[1].pin()) if device.type == "cuda" else made
 
-    streamed = config["data"].names is not None
-    feed = made_ahead(make_batches, range(start.images, planned, batch), threads=max(2, threads) if streamed else 1)
+    feed = made_ahead(make_batches, range(start.images, planned, batch), threads=max(2, threads) if config["data"].names else 1)
     window, warning = Window(device, start.step), PreemptionWarning()
     reporter = Reporter(model, (domain_a, domain_b), out, unsent)
     for step, (batch_a, batch_b) in enumerate(feed, start.step + 1):
@@ -98,14 +96,22 @@ def train_worker(config: dict[str, Any]) -> str | None:
             }
             warning.ask_every(window.seconds_per_step, settings.report_every)
             reporter.add(record, window.seconds, place if checkpoint_due else None)
-            if int(model.skipped_in_a_row) >= settings.max_skipped_steps:
+            if reason := _reason_to_stop(model):
                 reporter.flush()
-                return (
-                    f"{int(model.skipped_in_a_row)} steps in a row had no finite gradients; the last good checkpoint is kept. "
-                    "Give --fork this run, a new --out, and a lower --optimizer.learning-rate or --precision fp32"
-                )
+                return reason
     reporter.flush()
     return None
+
+
+def _reason_to_stop(model: CycleGAN) -> str | None:
+    """Why it makes no sense to go on, the same on all workers."""
+    in_a_row = int(model.skipped_in_a_row)
+    if in_a_row < model.settings.max_skipped_steps:
+        return None
+    return (
+        f"{in_a_row} steps in a row had no finite gradients; the last good checkpoint is kept. "
+        "Give --fork this run, a new --out, and a lower --optimizer.learning-rate or --precision fp32"
+    )
 
 
 class Window:
