@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_settings import CliPositionalArg
 
 from cyclegan.errors import InputError
 
@@ -235,34 +236,77 @@ class TrainSettings(Settings):
 
 
 class TranslateSettings(Settings):
-    """Translate every photo of a source through a trained generator into Parquet, on this machine or a Ray cluster."""
+    """Translate every photo of a source through a trained generator, on this machine or a Ray cluster."""
 
     generator: str
     """A RUN of jobs.train, an exported generator, junyanz's latest_net_G*.pth, or the seed's G_XtoY.pkl."""
     source: str
-    """A folder (searched recursively), a glob, or a URI such as s3://bucket/folder."""
+    """A folder (searched recursively), a glob, a Parquet, CSV or JSONL manifest with a `uri` column, Parquet with image bytes, WebDataset
+    shards (`shards-{000..099}.tar`), or a URI of these such as s3://bucket/folder."""
     out: str
     """OUT folder or URI. The same command again resumes."""
     direction: Direction | None = None
     """Which generator of a RUN; a2b unless given. Must agree with what an exported generator says of itself."""
-    format: Literal["parquet"] = "parquet"
-    """What to write."""
-    size: Annotated[str, Field(pattern=r"^(native|resize:[1-9]\d*)$")] | None = None
-    """`native`, or `resize:N`: shorter side to N pixels, shape kept; by default the size the generator was trained at."""
+    format: Literal["parquet", "images", "webdataset"] = "parquet"
+    """Where the pictures go: into the rows themselves, into files that mirror the source's folders, or into tar shards."""
+    size: Annotated[str, Field(pattern=r"^(native|resize:[1-9]\d*|tile|tile:[1-9]\d*)$")] | None = None
+    """`native`; `resize:N`: shorter side to N pixels, shape kept; `tile:N`: as large as it is, in tiles of N; by default the size the
+    generator was trained at."""
+    restore_size: bool = False
+    """Bring translations back to the size of their photos after `resize:N`."""
     encoding: Literal["jpeg", "png", "webp", "tiff"] = "jpeg"
-    """How the translated pixels are stored; png and tiff hold 16 bits and any number of channels."""
+    """How the translated pixels are stored; png and tiff hold 16 bits and any number of channels; all but jpeg keep a photo's alpha."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """For jpeg and webp."""
-    batch_size: Positive = 16
-    """Images a generator takes at once."""
+    keep_exif: bool = False
+    """Carry the date and place of a photo over into its translation."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the generator's arithmetic; `auto` is bf16 where the device has it."""
+    batch_size: Positive | None = None
+    """Photos of one size that a generator takes at once; found by itself unless given."""
     generators: Positive | None = None
     """Copies of the generator; by default one for each GPU, or one on a CPU."""
     gpu: bool | None = None
     """Translate on GPUs; by default where the cluster has any."""
     segment_rows: Positive = 1_000_000
     """Inputs to commit at a time."""
+    file_rows: Positive | None = None
+    """Photos to a data file, and lost at most for each generator when a job is killed; by default so many that files come steadily."""
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Exit with 3 where more of the images than this failed."""
+    """Exit with 3 where more of the images than this failed; stops as soon as that is certain."""
+    retry_failed: bool = False
+    """Translate the photos that failed again, and only them."""
+    cycle_sample: NonNegative = 64
+    """Photos, evenly spread, that are translated back for the report, which shows the worst; only where the reverse generator is there."""
+    reverse: str | None = None
+    """The generator of the other direction, for `cycle_sample`; a RUN has it already."""
+    dry_run: bool = False
+    """Translate a sample, write nothing, and say what the whole would take."""
+    sample: Positive = 256
+    """Photos of a dry run, drawn at random from the source."""
+    price_per_hour: Weight | None = None
+    """What the cluster costs an hour, for the estimate of a dry run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.restore_size and self.size is not None and not self.size.startswith("resize:"):
+            raise InputError(f"--restore-size: --size {self.size} leaves photos as large as they are; give resize:N")
+        if self.dry_run and self.retry_failed:
+            raise InputError("--dry-run --retry-failed: a dry run is of the whole source; give one of them")
+        return self
+
+
+class VerifySettings(Settings):
+    """Prove that a translation is whole, or find what is missing, doubled, damaged or foreign."""
+
+    out: CliPositionalArg[str]
+    """OUT of jobs.translate."""
+    repair: bool = False
+    """Delete what doesn't belong there and translate again exactly what is missing."""
+    generator: str | None = None
+    """Where the generator is now, for a repair; by default where it was."""
+    gpu: bool | None = None
+    """Repair on GPUs; by default where the cluster has any."""
 
 
 class EvaluateSettings(Settings):

@@ -152,19 +152,3 @@ class Domain:
 
     def _draw_order(self, number: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng((*self.seed, 0, number)).permutation(len(self))
-
-
-def made_ahead(make: Callable[[int], T], positions: Iterable[int], *, threads: int) -> Iterator[T]:
-    """What `make` gives for each position, in order, made by threads before it is asked for."""
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
-        try:
-            for position in positions:
-                waiting.append(pool.submit(make, position))
-                if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

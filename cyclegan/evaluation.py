@@ -23,7 +23,9 @@ from cyclegan import images, storage
 from cyclegan.config import EvaluateSettings
 from cyclegan.errors import InputError
 from cyclegan.images import Pixels
-from cyclegan.sources import base_of, list_inputs, read, relative_name
+from cyclegan.plan import manifest_table
+from cyclegan.sinks import read_picture
+from cyclegan.sources import Input, base_of, list_inputs, read_input, relative_name
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -40,7 +42,7 @@ class EvaluateJob:
     """An evaluation that can begin: its settings, and where the truth of each name is."""
 
     settings: EvaluateSettings
-    truth: dict[str, str]
+    truth: dict[str, Input]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def prepare(settings: EvaluateSettings) -> EvaluateJob:
         raise InputError("--paired is required: only images with a known counterpart can be compared so far")
     next(list_inputs(settings.generated))
     base = base_of(settings.real)
-    return EvaluateJob(settings, {_stem(item.uri, base): item.uri for item in list_inputs(settings.real)})
+    return EvaluateJob(settings, {_stem(item.uri, base): item for item in list_inputs(settings.real)})
 
 
 def evaluate(job: EvaluateJob) -> PairedResult:
@@ -115,7 +117,7 @@ def compare(generated: Pixels, real: Pixels) -> dict[str, float]:
 
 
 def _generated(place: str) -> ray.data.Dataset:
-    """Rows (uri, name, status, bytes) of what is to be judged; `bytes` is null where `uri` is to be read."""
+    """Rows of what is to be judged: its name, and an `image` of a translation or an input to be read."""
     place = storage.absolute(place)
     if storage.exists(storage.join(place, "plan.json")):
         base = json.loads(storage.read_text(storage.join(place, "plan.json")))["base"]
@@ -124,41 +126,28 @@ def _generated(place: str) -> ray.data.Dataset:
             partial(_rows_of_translation, base=base), batch_format="pyarrow"
         )
     inputs, base = list(list_inputs(place)), base_of(place)
-    table = pa.table(
-        {
-            "name": [_stem(item.uri, base) for item in inputs],
-            "uri": [item.uri for item in inputs],
-            "bytes": pa.nulls(len(inputs), pa.binary()),
-            "status": ["ok"] * len(inputs),
-        }
-    )
+    table = manifest_table(inputs, 0).append_column("name", pa.array([_stem(item.uri, base) for item in inputs]))
     return ray.data.from_arrow([table.slice(start, 64) for start in range(0, len(table), 64)])
 
 
 def _rows_of_translation(table: pa.Table, base: str) -> pa.Table:
-    return pa.table(
-        {
-            "name": [_stem(uri, base) for uri in table["source_uri"].to_pylist()],
-            "uri": table["source_uri"],
-            "bytes": pa.array([image and image["bytes"] for image in table["image"].to_pylist()], pa.binary()),
-            "status": table["status"],
-        }
-    )
+    names = [_stem(uri, base) for uri in table["source_uri"].to_pylist()]
+    return pa.table({"name": names, "image": table["image"], "status": table["status"]})
 
 
-def _compare_rows(table: pa.Table, truth: ray.ObjectRef[dict[str, str]]) -> pa.Table:
-    uris = ray.get(truth)
-    return pa.Table.from_pylist([_compare_row(row, uris) for row in table.to_pylist()], schema=PAIR_SCHEMA)
+def _compare_rows(table: pa.Table, truth: ray.ObjectRef[dict[str, Input]]) -> pa.Table:
+    inputs = ray.get(truth)
+    return pa.Table.from_pylist([_compare_row(row, inputs) for row in table.to_pylist()], schema=PAIR_SCHEMA)
 
 
-def _compare_row(row: dict[str, Any], truth: dict[str, str]) -> dict[str, Any]:
+def _compare_row(row: dict[str, Any], truth: dict[str, Input]) -> dict[str, Any]:
     if row["name"] not in truth:
         return {"status": "missing"}
-    if row["status"] != "ok":
+    if row.get("status", "ok") != "ok":
         return {"status": "unreadable"}
     try:
-        data = row["bytes"] if row["bytes"] is not None else read(row["uri"])
-        return {"status": "ok", **compare(images.decode(data), images.decode(read(truth[row["name"]])))}
+        data = read_picture(row["image"]) if "image" in row else read_input(Input(**{name: row[name] for name in Input._fields}))
+        return {"status": "ok", **compare(images.decode(data), images.decode(read_input(truth[row["name"]])))}
     except (OSError, images.ImageError):
         return {"status": "unreadable"}
 

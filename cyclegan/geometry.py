@@ -19,18 +19,32 @@ MIN_SIDE = 32
 """Below this the innermost features of a generator shrink to a single pixel, which InstanceNorm can't normalise."""
 
 
+TILE = 512
+"""Side in pixels of a tile where nothing else is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class SizePolicy:
-    """`native` keeps a photo's size; `resize:N` brings its shorter side to N pixels and keeps its shape."""
+    """How large photos are translated.
 
-    shorter_side: int | None
+    `native` keeps a photo's size; `resize:N` brings its shorter side to N pixels and keeps its shape; `tile:N` keeps its size too, and asks
+    for tiles of N pixels a side.
+    """
+
+    shorter_side: int | None = None
+    tile: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> SizePolicy:
-        """Reads `native` or `resize:N`."""
-        return cls(None if text == "native" else int(text.removeprefix("resize:")))
+        """Reads `native`, `resize:N`, `tile` or `tile:N`."""
+        kind, _, number = text.partition(":")
+        if kind == "resize":
+            return cls(shorter_side=int(number))
+        return cls(tile=int(number or TILE) if kind == "tile" else None)
 
     def __str__(self) -> str:
+        if self.tile is not None:
+            return f"tile:{self.tile}"
         return "native" if self.shorter_side is None else f"resize:{self.shorter_side}"
 
     def target(self, height: int, width: int) -> tuple[int, int]:
@@ -39,10 +53,6 @@ class SizePolicy:
             return height, width
         scale = self.shorter_side / min(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def apply(self, pixels: Pixels) -> Pixels:
-        """The photo at its target size."""
-        return resize(pixels, *self.target(*pixels.shape[:2]))
 
 
 def pad_to_multiple(pixels: Pixels, multiple: int) -> Pixels:

@@ -1,102 +1,93 @@
 """The codec: bytes of an image file to upright pixels of a wanted format, and back.
 
-In: the bytes of any format that Pillow reads. Out: pixels (H, W, channels), uint8 or uint16: grey, grey and alpha, sRGB, or sRGB and
-alpha; turned as the EXIF orientation says, composited on white where no alpha is wanted, converted from the embedded colour profile to
-sRGB. Pillow would narrow a PNG or TIFF of 16 bits to 8: where more than 8-bit RGB is wanted, other readers take its values as they are,
-whatever its profile. Whatever can't be read is an `ImageError` with a type from a short list.
+In: the bytes of any picture that Pillow reads, JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF among them, and PNG and TIFF of more than 8
+bits, which it does not. What a file is follows from its content, not from its name. Out: pixels (H, W, channels), uint8 or uint16, of
+sRGB or grey; turned as the EXIF orientation says, converted from the embedded colour profile, composited on white where no alpha is
+wanted. Whatever is wrong with a file is an `ImageError` with a type from a short list. One file takes less than about 2 GB to decode,
+its own bytes among them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import imagecodecs
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage, imwrite
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from tifffile import TiffPage
 
-Pixels = npt.NDArray[np.uint8 | np.uint16]
-Encoding = Literal["jpeg", "png", "webp", "tiff"]
-ErrorType = Literal["unreadable", "empty", "git_lfs_pointer", "not_an_image", "too_large", "truncated", "unsupported_mode"]
+from cyclegan import colour, deep
+from cyclegan.encoding import SUFFIXES, Encoding, can_hold, encode
+from cyclegan.exif import date_and_place, orientation_of
+from cyclegan.mislabelled import what_else
+from cyclegan.pixels import RGB8, ErrorType, ImageError, PixelFormat, Pixels, Source, assemble, resize
 
-MAX_PIXELS = 178_956_970
-"""A file whose header promises more is refused before it is decoded; twice Pillow's warning level."""
+__all__ = [
+    "MAX_PIXELS",
+    "RGB8",
+    "SUFFIXES",
+    "Encoding",
+    "ImageError",
+    "Photo",
+    "PixelFormat",
+    "Pixels",
+    "can_hold",
+    "decode",
+    "encode",
+    "read_photo",
+    "resize",
+]
 
-SUFFIXES: dict[Encoding, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif"}
+MAX_PIXELS = 152_000_000
+"""A file whose header promises more is refused before it is decoded. Where a reader holds more than 4 bytes a pixel, fewer are decoded."""
 
-_SRGB = ImageCms.createProfile("sRGB")
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its remarks on odd files; what matters becomes an ImageError
-
-
-class ImageError(Exception):
-    """A file that can't be turned into pixels: why, in one of a few types and in words."""
-
-    def __init__(self, error_type: ErrorType, reason: str) -> None:
-        super().__init__(reason)
-        self.error_type = error_type
+_HEAVY = {"WEBP": 8, "AVIF": 8, "JPEG2000": 8}
+"""For readers that hold canvases of their own or 4 bytes a value: as if so many bytes a pixel."""
+_PROGRESSIVE = 6
+"""Likewise for a progressive JPEG, whose coefficients are in memory all at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class PixelFormat:
-    """What the pixels of an image are; as text, such as `3 channels of 8 bits`.
+class Photo:
+    """A decoded file."""
 
-    Args:
-        channels: 1 is grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
-        bits: of each value, 8 or 16.
-    """
-
-    channels: int = 3
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        if self.channels not in range(1, 5) or self.bits not in (8, 16):
-            raise ValueError(f"{self}: pixels have 1 to 4 channels of 8 or 16 bits")
-
-    def __str__(self) -> str:
-        return f"{self.channels} channel{'s' if self.channels != 1 else ''} of {self.bits} bits"
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8 | np.uint16]:
-        """The type of each value."""
-        return np.dtype(np.uint8) if self.bits == 8 else np.dtype(np.uint16)
-
-    @property
-    def has_alpha(self) -> bool:
-        """Whether the last channel is alpha."""
-        return self.channels in (2, 4)
-
-
-RGB8 = PixelFormat()
-"""What pixels are unless something else is said."""
-
-_HOLDS: Mapping[Encoding, tuple[set[int], set[int]]] = {
-    "jpeg": ({1, 3}, {8}),
-    "png": ({1, 2, 3, 4}, {8, 16}),
-    "webp": ({3, 4}, {8}),
-    "tiff": ({1, 2, 3, 4}, {8, 16}),
-}
-"""Channels and bits of each encoding."""
-
-
-def can_hold(encoding: Encoding, pixels: PixelFormat) -> bool:
-    """Whether `encode` can store such pixels; png and tiff store all."""
-    channels, bits = _HOLDS[encoding]
-    return pixels.channels in channels and pixels.bits in bits
+    pixels: Pixels
+    """(H, W, channels) as wanted, upright."""
+    alpha: Pixels | None
+    """(H, W, 1) of the same type, where it was to be kept, is not in the pixels and not opaque; these are then not composited."""
+    height: int
+    """Of the whole file, upright, even where it was decoded at a smaller scale."""
+    width: int
+    exif: bytes | None
+    """An EXIF block with date and place only, where it was to be kept and the file has either."""
+    note: str | None
+    """What its owner should know although it could be read, such as `first of 12 frames`."""
 
 
 def decode(data: bytes, wanted: PixelFormat = RGB8) -> Pixels:
-    """Upright pixels of an encoded image, (H, W, channels) as `wanted`; the first frame of an animated one.
+    """The pixels of `read_photo`."""
+    return read_photo(data, wanted).pixels
 
-    8 bits become 16 by a factor of 257. 16 bits become 8 by the same factor, rounded; in 8-bit RGB they are the high byte. Grey is the
-    luminance of ITU-R 601. Alpha is opaque where the file has none.
+
+def read_photo(
+    data: bytes, wanted: PixelFormat = RGB8, *, keep_alpha: bool = False, keep_exif: bool = False, shorter_side: int | None = None
+) -> Photo:
+    """An encoded image, upright, (H, W, channels) as `wanted`; the first frame of an animated one.
+
+    8 bits become 16 by a factor of 257, 16 bits become 8 by the same factor, rounded; what becomes of more bits and of floats, `deep`
+    says. Grey is the luminance of ITU-R 601. Alpha is opaque where the file has none.
+
+    Args:
+        data: the file.
+        wanted: of the pixels.
+        keep_alpha: give alpha apart where `wanted` has none, instead of compositing on white.
+        keep_exif: give the date and the place.
+        shorter_side: to which the photo will be shrunk. A JPEG is then decoded at a half, a quarter or an eighth, still at least twice
+            as large as that, which is faster and leaves bicubic resizing all that it needs; other formats are decoded whole.
 
     Raises:
         ImageError: the bytes are no whole image of a supported kind.
@@ -107,213 +98,140 @@ def decode(data: bytes, wanted: PixelFormat = RGB8) -> Pixels:
         raise ImageError("git_lfs_pointer", "a Git LFS pointer, not the image; run `git lfs pull` where it came from")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings on odd files; what matters becomes an ImageError
-        if data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:25] == b"\x10" and wanted != RGB8:
-            pixels = _read_png(data)
-        elif page := _tiff_page(data, wanted):
-            pixels = _read_tiff(page, wanted)
-        else:
-            pixels = _read(data)
-    if pixels.dtype == np.uint16 and wanted == RGB8:
-        pixels = (pixels >> 8).astype(np.uint8)  # as Pillow narrows the colours that it reads
-    return _convert(pixels, wanted)
+        page = deep.tiff_page(data)
+        found = _read_tiff(page, data, wanted) if page else _read(data, shorter_side)
+        orientation = orientation_of(found.exif)
+        with _blaming(found.kind, "unsupported_mode"):
+            pixels, alpha = assemble(found.source, orientation, wanted, keep_alpha)
+        height, width = (found.width, found.height) if orientation > 4 else (found.height, found.width)
+        notes = [note for note in (found.frames, found.source.note) if note]
+        exif = date_and_place(found.exif) if keep_exif else None
+    return Photo(pixels, alpha, height, width, exif, "; ".join(notes) or None)
 
 
-def encode(pixels: Pixels, encoding: Encoding, quality: int = 95) -> bytes:
-    """The bytes of an image file.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read from a file before its pixels are turned and converted."""
 
-    Args:
-        pixels: uint8 or uint16 (H, W, channels), sRGB.
-        encoding: jpeg holds 1 or 3 channels of 8 bits, webp 3 or 4 of 8 bits, png and tiff (deflated) all.
-        quality: 1 to 100, for jpeg and webp.
-
-    Raises:
-        ValueError: the encoding can't hold such pixels, or so many.
-        OSError: likewise.
-    """
-    found = PixelFormat(pixels.shape[2], pixels.itemsize * 8)
-    if not can_hold(encoding, found):
-        raise ValueError(f"{encoding} can't hold {found}; png and tiff can")
-    values = pixels[..., 0] if found.channels == 1 else pixels
-    buffer = io.BytesIO()
-    if encoding == "tiff":
-        imwrite(
-            buffer,
-            values,
-            photometric="rgb" if found.channels > 2 else "minisblack",
-            planarconfig="contig" if found.channels > 1 else None,
-            extrasamples=["unassalpha"] if found.has_alpha else None,
-            compression="zlib",
-            predictor=True,
-            metadata=None,
-        )
-    elif found.bits == 16:
-        try:
-            return bytes(imagecodecs.png_encode(np.ascontiguousarray(values)))
-        except imagecodecs.PngError as error:
-            raise ValueError(f"{encoding}: {error}") from error
-    else:
-        # exact: colours under transparent pixels are the generator's too
-        options: dict[Encoding, dict[str, Any]] = {"jpeg": {"quality": quality}, "webp": {"quality": quality, "exact": True}}
-        Image.fromarray(values).save(buffer, format=encoding, **options.get(encoding, {}))
-    return buffer.getvalue()
+    kind: str
+    source: Source
+    height: int
+    width: int
+    exif: Image.Exif
+    frames: str | None
 
 
-def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Bicubic and antialiased, as the original CycleGAN code does it: (height, width, channels) of the same type."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-    # band by band: Pillow knows no colours of 16 bits, and would weight those of 8 with their alpha
-    bands = np.moveaxis(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32), 2, 0)
-    resized = np.stack([np.asarray(Image.fromarray(band).resize((width, height), Image.Resampling.BICUBIC)) for band in bands], -1)
-    return resized if resized.dtype == np.uint8 else resized.round().clip(0, 65535).astype(np.uint16)
-
-
-def _read(data: bytes) -> Pixels:
-    """What Pillow makes of a file, upright: grey of 16 bits, else sRGB of 8 bits, with alpha where there is any."""
+def _read(data: bytes, shorter_side: int | None) -> _Found:
     image = _open(data)
-    try:
-        image.load()
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error … on broken files
-        raise ImageError("truncated", f"{image.format}: {error}") from error
-    try:
-        return _to_srgb(_upright(image))
-    except (ValueError, OSError) as error:
-        raise ImageError("unsupported_mode", f"{image.format} with pixels of mode {image.mode}: {error}") from error
+    kind, profile = str(image.format), image.info.get("icc_profile")
+    if _is_deep_png(image, data):
+        height, width = image.height, image.width
+        with _blaming(kind, "truncated"):
+            source = deep.read_png(data, profile)
+    else:
+        height, width = _load(image, kind, shorter_side)
+        with _blaming(kind, "unsupported_mode"):
+            # `F`, `I` and `I;16` of any order of bytes hold more than 8 bits
+            is_deep = image.mode[0] in "FI"
+            source = (
+                deep.source(np.asarray(image)[..., None], profile, 16 if "16" in image.mode else 32) if is_deep else colour.source(image)
+            )
+    return _Found(kind, source, height, width, _exif(image, data), _frames(image))
+
+
+def _read_tiff(page: TiffPage, data: bytes, wanted: PixelFormat) -> _Found:
+    with _blaming("TIFF", "truncated"):
+        width, height = max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength)
+        _refuse_too_large(width, height, page.samplesperpixel * np.dtype(page.dtype).itemsize)
+        source = deep.read_tiff(page, wanted)
+    exif = Image.Exif()
+    exif.bigtiff, exif.endian = page.parent.is_bigtiff, page.parent.byteorder
+    frames = 1
+    with contextlib.suppress(Exception):  # what follows the first page says nothing about it
+        exif.load_from_fp(io.BytesIO(data), page.offset)
+        frames = len(page.parent.pages)
+    return _Found("TIFF", source, source.height, source.width, exif, _first_of(frames))
 
 
 def _open(data: bytes) -> Image.Image:
+    """The header, of a size that may be decoded."""
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except UnidentifiedImageError:
-        raise ImageError("not_an_image", f"no known image format; starts with {data[:8]!r}") from None
+        raise ImageError(*what_else(data)) from None
     except Exception as error:  # a known format with a broken header
         raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
-    _refuse_too_large(image.width, image.height)
+    if image.format == "EPS":
+        raise ImageError("not_an_image", "EPS, a program that draws; it is not run")
+    with _blaming(str(image.format), "truncated"):
+        # tiles may be larger than the picture, and are decoded whole
+        tags = getattr(image, "tag_v2", {})
+        tile_width, tile_height = (tags.get(tag, 0) for tag in (322, 323))
+        _refuse_too_large(max(image.width, tile_width), max(image.height, tile_height), _held(image, data))
     return image
 
 
-def _refuse_too_large(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError("too_large", f"{width}x{height} pixels; at most {MAX_PIXELS} are decoded")
+def _held(image: Image.Image, data: bytes) -> int:
+    """Bytes a pixel that decoding it takes, to compare with the 4 that Pillow's pixels of 8 bits take."""
+    if _is_deep_png(image, data):
+        return 8 if data[25] & 2 else 4  # colours or grey, and alpha, which a transparent colour becomes
+    return _PROGRESSIVE if image.info.get("progressive") else _HEAVY.get(str(image.format), 4)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return image
+def _is_deep_png(image: Image.Image, data: bytes) -> bool:
+    return image.format == "PNG" and data[24:25] == b"\x10"
 
 
-def _to_srgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16 bits in one channel; Pillow's own conversion would clip them to white
-        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[..., None]
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
-        colours = _apply_profile(with_alpha.convert("RGB"), image.info.get("icc_profile"))
-        return np.dstack([np.asarray(colours), np.asarray(with_alpha.getchannel("A"))])
-    # a profile describes the colours behind a palette, not its indices
-    direct = image if image.mode in ("RGB", "L", "CMYK", "LAB") else image.convert("RGB")
-    return np.asarray(_apply_profile(direct, image.info.get("icc_profile")))
-
-
-def _apply_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
-            assert converted is not None
-            return converted
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a profile that is broken or of another colour space: take the pixels as sRGB, as viewers do
-    return image.convert("RGB")
-
-
-def _read_png(data: bytes) -> Pixels:
-    """A PNG of 16 bits, upright."""
-    image = _open(data)
-    try:
-        pixels = imagecodecs.png_decode(data)
-    except Exception as error:  # whatever the bytes provoke
-        raise ImageError("truncated", f"PNG: {error}") from error
-    # asked only where there may be an answer: Pillow looks behind the pixels for it, and decodes them on the way
-    may_be_turned = any(mark in data for mark in (b"eXIf", b"exif", b"XML:com.adobe.xmp"))
-    try:
-        orientation = image.getexif().get(0x0112, 1) if may_be_turned else 1
-    except Exception:  # as in `_upright`
-        orientation = 1
-    return _turn(pixels.reshape(*pixels.shape[:2], -1), orientation)
-
-
-def _tiff_page(data: bytes, wanted: PixelFormat) -> TiffPage | None:
-    """The first page of a TIFF of 16 bits that Pillow would narrow to 8 where more is wanted, or can't read at all."""
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return None
-    try:
-        page = TiffFile(io.BytesIO(data)).pages.first
-        kind, bands = page.photometric, page.samplesperpixel
-        width, height = max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength)
-        is_deep = page.dtype == np.uint16 and page.bitspersample == 16 and page.imagedepth == 1
-    except Exception:  # Pillow reads it nevertheless, or says what is wrong with it
-        return None
-    if not is_deep or bands not in range(1, 5) or kind not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB):
-        return None
-    if wanted == RGB8 and (kind == PHOTOMETRIC.RGB or (kind == PHOTOMETRIC.MINISBLACK and bands == 1)):
-        return None
+def _load(image: Image.Image, kind: str, shorter_side: int | None) -> tuple[int, int]:
+    """Decodes the pixels; the height and the width of the whole file."""
+    size = image.size
+    is_jpeg = isinstance(image, JpegImageFile)
+    if shorter_side and is_jpeg:
+        image.draft(None, (2 * shorter_side, 2 * shorter_side))
+    with _blaming(kind, "truncated"):
+        image.load()
+    width, height = size if is_jpeg else image.size  # that of an icon is known only now
     _refuse_too_large(width, height)
-    return page
+    return height, width
 
 
-def _read_tiff(page: TiffPage, wanted: PixelFormat) -> Pixels:
-    """A page of 1 to 4 bands of 16 bits, upright."""
+def _refuse_too_large(width: int, height: int, held: int = 4) -> None:
+    """Before anything is decoded; `held` is the bytes a pixel that the reader holds."""
+    most = MAX_PIXELS * 4 // max(held, 4)
+    if width * height > most:
+        raise ImageError("too_large", f"{width}x{height} pixels; at most {most} of such are decoded")
+
+
+@contextlib.contextmanager
+def _blaming(kind: str, error_type: ErrorType) -> Iterator[None]:
+    """Whatever a decoder raises is the file's fault: OSError, SyntaxError, ValueError, struct.error and more."""
     try:
-        if len(page.dataoffsets) < math.prod(page.chunked):
-            raise ValueError("strips or tiles are missing")  # tifffile would take them as black
-        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (1, H, W, bands), or (bands, H, W, 1) where they are stored apart
-    except Exception as error:  # whatever the bytes provoke
-        raise ImageError("truncated", f"TIFF: {error}") from error
-    pixels = np.moveaxis(planes, 0, -1).reshape(*planes.shape[1:3], -1).astype(np.uint16)
-    if page.photometric == PHOTOMETRIC.MINISWHITE:
-        pixels[..., 0] = 65535 - pixels[..., 0]
-    if page.extrasamples[-1:] == (EXTRASAMPLE.ASSOCALPHA,):
-        colours, alpha = pixels[..., :-1], pixels[..., -1:]
-        pixels[..., :-1] = (colours * (65535 / alpha.clip(1))).round().clip(0, 65535)
-    if pixels.shape[2] == 4 and page.extrasamples[-1:] == (EXTRASAMPLE.UNSPECIFIED,) and wanted.channels < 4:
-        pixels = pixels[..., :3]  # a band that is not said to be alpha, such as infrared
-    return _turn(pixels, page.tags.valueof(0x0112, 1))
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("too_large", f"{kind}: more than there is memory for") from error
+    except Exception as error:
+        raise ImageError(error_type, f"{kind}: {error or type(error).__name__}") from error
 
 
-def _turn(pixels: Pixels, orientation: object) -> Pixels:
-    """Upright, as `ImageOps.exif_transpose` does it to what Pillow reads; an unknown orientation is none."""
-    turned = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
-    turned = turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned
-    turned = turned[::-1] if orientation in (3, 4, 7, 8) else turned
-    return np.ascontiguousarray(turned)
+def _exif(image: Image.Image, data: bytes) -> Image.Exif:
+    # a PNG is asked only where there may be some: for one of 16 bits Pillow looks behind the pixels, and decodes them on the way
+    is_worth_a_look = image.format != "PNG" or any(mark in data for mark in (b"eXIf", b"exif", b"XML:com.adobe.xmp"))
+    with contextlib.suppress(Exception):  # a broken block says nothing about the pixels
+        return image.getexif() if is_worth_a_look else Image.Exif()
+    return Image.Exif()
 
 
-def _convert(pixels: Pixels, wanted: PixelFormat) -> Pixels:
-    """Grey, RGB, with alpha or without, of 8 or 16 bits, to what is wanted."""
-    has_alpha, largest = pixels.shape[2] in (2, 4), np.iinfo(pixels.dtype).max
-    colours = pixels[..., :-1] if has_alpha else pixels
-    if has_alpha and not wanted.has_alpha:
-        alpha = pixels[..., -1:].astype(np.uint32)  # the square of the largest value still fits
-        colours = ((colours * alpha + largest * (largest - alpha) + largest // 2) // largest).astype(pixels.dtype)
-    if colours.shape[2] == 1 and wanted.channels > 2:
-        colours = colours.repeat(3, 2)
-    elif colours.shape[2] == 3 and wanted.channels < 3:
-        luminance = (colours @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16  # Pillow's weights, which sum to 65536
-        colours = luminance.astype(pixels.dtype)[..., None]
-    converted = colours
-    if wanted.has_alpha:
-        opaque = np.full((*pixels.shape[:2], 1), largest, pixels.dtype)
-        converted = np.concatenate([colours, pixels[..., -1:] if has_alpha else opaque], 2)
-    if wanted.bits == 16 and converted.dtype == np.uint8:
-        return converted.astype(np.uint16) * 257
-    if wanted.bits == 8 and converted.dtype == np.uint16:
-        return ((converted.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return converted
+def _frames(image: Image.Image) -> str | None:
+    frames = 1
+    # a camera's multi-picture JPEG (MPO) holds previews, depth and the like beside the photo: nothing to remark on
+    with contextlib.suppress(Exception):  # what follows the first frame says nothing about it
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    return _first_of(frames)
+
+
+def _first_of(frames: int) -> str | None:
+    return f"first of {frames} frames" if frames > 1 else None

@@ -1,16 +1,22 @@
 """Saying how a long job goes, while the job keeps the main thread.
 
-In: what to say, and how often. Out: calls of it from a thread of its own.
+In: what to say, and how often. Out: calls of it from a thread of its own; a line on the terminal, or one now and then in a log.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
+
+SAY_EVERY = 30.0
+"""Seconds between lines of a log."""
 
 
 @contextmanager
@@ -41,3 +47,25 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Line:
+    """One line that is always the newest: rewritten in place on a terminal, else said every half minute."""
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stderr.isatty()
+        self._last = -math.inf
+
+    def show(self, text: str) -> None:
+        """Shows `text` in place of what was shown before."""
+        if self._on_terminal:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+        elif time.monotonic() - self._last >= SAY_EVERY:
+            self._last = time.monotonic()
+            log.info("%s", text)
+
+    def end(self) -> None:
+        """Lets what was shown last stand, and what comes next begin on a line of its own."""
+        if self._on_terminal:
+            sys.stderr.write("\n")

@@ -5,6 +5,7 @@ In: `folder/file`, `/abs/file`, `file:///abs/file`, `s3://bucket/key` and the li
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -83,11 +84,28 @@ def exists(uri: str) -> bool:
         return bool(filesystem.exists(path))
 
 
-def is_empty(uri: str) -> bool:
-    """Whether there is no folder, or one with nothing in it."""
+def names(uri: str) -> set[str]:
+    """What lies directly in a folder; nothing where there is none."""
     filesystem, path = open_filesystem(uri)
     with reaching(uri):
-        return not filesystem.exists(path) or not filesystem.ls(path, detail=False)
+        try:
+            return {name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False)}
+        except FileNotFoundError:
+            return set()
+
+
+def walk(uri: str) -> Iterator[str]:
+    """Every file below a folder, hidden ones too, as places that the other functions take; nothing where there is no folder."""
+    filesystem, path = open_filesystem(uri)
+    with reaching(uri):
+        for folder, _, files in filesystem.walk(path):
+            for name in files:
+                yield join(uri, f"{folder}/{name}".removeprefix(path).lstrip("/"))
+
+
+def is_empty(uri: str) -> bool:
+    """Whether there is no folder, or one with nothing in it."""
+    return not names(uri)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -138,8 +156,12 @@ def write_text(uri: str, text: str) -> None:
     write_bytes(uri, text.encode("utf-8"))
 
 
-def remove_folder(uri: str) -> None:
-    """Deletes a folder and all below it; nothing happens where there is none."""
+def remove(uri: str) -> None:
+    """Deletes a file, or a folder and all below it; nothing happens where there is none.
+
+    Raises:
+        OSError: it can't be deleted.
+    """
     filesystem, path = open_filesystem(uri)
-    if filesystem.exists(path):
+    with reaching(uri), contextlib.suppress(FileNotFoundError):
         filesystem.rm(path, recursive=True)

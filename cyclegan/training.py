@@ -74,7 +74,15 @@ def prepare(settings: TrainSettings) -> TrainJob:
         check_installed(settings.track)
     run.refuse_other_settings(settings, out)
     fork, start = find_checkpoint(settings.fork, settings) if settings.fork else (None, Place())
-    return TrainJob(settings, out, {name: list(list_inputs(source)) for name, source in settings.data.sources.items()}, fork, start)
+    domains = {name: _list_files(name, source) for name, source in settings.data.sources.items()}
+    return TrainJob(settings, out, domains, fork, start)
+
+
+def _list_files(domain: str, source: str) -> list[Input]:
+    files = list(list_inputs(source))
+    if inside := next((item for item in files if item.container), None):
+        raise InputError(f"--data.{domain} {source}: {inside.container} holds images; training reads them from files, so unpack it")
+    return files
 
 
 def find_checkpoint(place: str, settings: TrainSettings) -> tuple[str, Place]:

@@ -110,7 +110,7 @@ def _decoded_bytes(domain: str, inputs: list[Input], settings: TrainSettings) ->
     kind = pixel_format(settings, domain)
     if settings.preprocess == "resize_and_crop":
         return len(inputs) * settings.load_size**2 * kind.channels * kind.bits / 8
-    return _COMPRESSION * sum(item.size for item in inputs) * kind.bits / 8
+    return _COMPRESSION * sum(item.size or 0 for item in inputs) * kind.bits / 8
 
 
 def _load(uri: str, kind: PixelFormat, size: TrainingSize) -> Pixels:

@@ -21,9 +21,10 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from cyclegan import run, storage
+from cyclegan.ahead import made_ahead
 from cyclegan.alarms import measure_change
 from cyclegan.config import TrainSettings
-from cyclegan.domain import Batch, Domain, StreamedImages, made_ahead
+from cyclegan.domain import Batch, Domain, StreamedImages
 from cyclegan.model import LOSS_NAMES, CycleGAN, StepResult, describe_networks
 from cyclegan.run import Unreadable
 from cyclegan.training_data import open_domains

@@ -1,79 +1,136 @@
-"""Ray Data streams photos through a trained generator into Parquet.
+"""Ray Data streams photos through a trained generator.
 
 In: `TranslateSettings`. Out: the folder OUT of the design, its rows as in `plan.ROW_SCHEMA`.
 
-    manifest -> load (read, decode, prepare: CPU) -> Translator (generator: GPU or CPU) -> encode -> Parquet
+    manifest -> load (read, decode, resize) -> Translator (generator) -> encode, put away -> rows in Parquet
 
-Between the stages pixels travel as the bytes of uint8 or uint16 arrays in plain Arrow columns, so photos of different sizes share a block
-and nothing is pickled. A photo that can't be read, decoded or encoded is a row with its reason.
+On GPUs each stage is a stage of Ray Data, with CPUs of its own. On a CPU one actor does all of it but writing the rows: the stages would
+only take the CPU from each other, and what one process does in turn is on disk soonest. What each stage does stands in `stages`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
+import _thread
 import logging
 import os
 import platform
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.fs
 import ray
 import ray.data
 import torch
+from ray.data.checkpoint import CheckpointConfig
 
 import cyclegan
-from cyclegan import images, report, storage
+from cyclegan import images, ledger, storage
 from cyclegan.config import Cluster, TranslateSettings
-from cyclegan.errors import InputError
-from cyclegan.geometry import SizePolicy, from_unit_range, pad_to_multiple, to_unit_range
-from cyclegan.images import Encoding, ImageError, PixelFormat, Pixels
-from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
-from cyclegan.progress import duration, every
-from cyclegan.sources import list_inputs, read, relative_name
+from cyclegan.errors import InputError, StoppedError
+from cyclegan.geometry import SizePolicy
+from cyclegan.lease import Lease, hold
+from cyclegan.ledger import Attempt
+from cyclegan.plan import Plan, Segment, find_plan, make_plan
+from cyclegan.progress import Line, duration, every
+from cyclegan.sinks import Sink
+from cyclegan.sources import list_inputs
+from cyclegan.stages import CHUNK_BYTES, Judge, Recipe, Translator, encode, load
+from cyclegan.translation_report import SHEET_PAIRS, finished, summarise, write_report
 from cyclegan.weights import Generator, load_generator
 
 log = logging.getLogger(__name__)
 
-LOADED_SCHEMA = pa.schema(
-    [ROW_SCHEMA.field(name) for name in ("row_id", "source_uri", "status", "error_type", "error")]
-    + [pa.field("pixels", pa.large_binary())]
-    + [ROW_SCHEMA.field(name) for name in ("source_width", "source_height", "width", "height")]
-)
-"""Rows between the stages: `pixels` holds (height, width, channels), first as the generator takes them, then as it gives them."""
+MAX_FILE_ROWS = 256
+"""Rows of a data file, so that those of a segment of a million stay few thousand."""
 
-SHEET_PAIRS = 8
-"""Before-and-after pairs in the report."""
+MIN_FILES = 128
+"""Data files of a segment, so that a small job leaves them steadily too, and loses little when it is killed."""
 
-Row = dict[str, Any]
+FILE_PIXELS = {"cpu": 4e6, "gpu": 5e8}
+"""Pixels to a data file: what takes some seconds to some tens of seconds, from the seed's generator to the paper's."""
+
+_PIXELS_PER_BYTE = 6
+"""Of a JPEG, about."""
+
+_SUSPECTS = 8
+"""Calls after a worker's death whose photos are decoded apart: more than Ray keeps waiting for one actor."""
 
 
 @dataclass(frozen=True)
 class TranslateJob:
-    """A translation that can begin or go on: its settings, its generator and its plan."""
+    """A translation that can begin or go on: what was asked, checked, and the generators it takes."""
 
     settings: TranslateSettings
+    out: str
+    source: str
     generator: Generator
+    reverse: Generator | None
     policy: SizePolicy
-    plan: Plan
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that decides the translated pixels; two runs into one OUT must agree on it."""
+        settings = self.settings
+        return {
+            "generator_sha256": self.generator.sha256,
+            "direction": self.generator.direction,
+            "size": str(self.policy),
+            "restore_size": settings.restore_size,
+            "format": settings.format,
+            "encoding": settings.encoding,
+            "quality": settings.quality if settings.encoding in ("jpeg", "webp") else None,
+            "keep_exif": settings.keep_exif,
+            "precision": settings.precision,
+            "cyclegan": cyclegan.__version__,
+            "torch": torch.__version__,
+            "pillow": PIL.__version__,
+            "machine": platform.machine(),
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its workers need to know."""
+        settings = self.settings
+        return Recipe(
+            generator=self.generator,
+            policy=self.policy,
+            restore_size=settings.restore_size,
+            encoding=settings.encoding,
+            quality=settings.quality,
+            keep_exif=settings.keep_exif,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+        )
+
+    def devices(self, cluster: Cluster) -> tuple[bool, int]:
+        """Whether to run on GPUs, and how many copies of the generator.
+
+        Raises:
+            InputError: too few GPUs.
+        """
+        use_gpu = cluster.use_gpu(self.settings.gpu, self.settings.generators or 1)
+        return use_gpu, self.settings.generators or (max(1, int(cluster.gpus)) if use_gpu else 1)
+
+    def sink(self, plan: Plan, segment: Segment, token: str) -> Sink:
+        """Where the pictures of one attempt go."""
+        folder = plan.shards_path(segment) if self.settings.format == "webdataset" else storage.join(self.out, "images")
+        return Sink(self.settings.format, plan.base, images.SUFFIXES[self.settings.encoding], folder, token)
 
 
 @dataclass(frozen=True)
 class TranslateResult:
-    """Where a translation stands: its folder and the content of its summary.json."""
+    """Where a translation stands: its folder, the content of its summary.json, and why it stopped early, if it did."""
 
     out: str
     summary: dict[str, Any]
+    stopped: str | None = None
 
     @property
     def failed_share(self) -> float:
@@ -83,228 +140,335 @@ class TranslateResult:
 
 
 def prepare(settings: TranslateSettings) -> TranslateJob:
-    """Finds all that can be found wrong without Ray, and writes the plan or takes up the one that OUT holds.
+    """Finds all that can be found wrong without Ray, and writes nothing.
 
     Raises:
-        InputError: no generator, an encoding that can't hold its pixels, an empty source, an OUT of another job. Nothing has been
-            written then.
+        InputError: no generator, an encoding that can't hold its pixels, an empty source, an OUT of another job.
     """
     out, source = storage.absolute(settings.out), storage.absolute(settings.source)
     generator = load_generator(settings.generator, settings.direction)
     if not images.can_hold(settings.encoding, generator.output):
         raise InputError(f"--encoding {settings.encoding}: can't hold {generator.output}; give --encoding png or tiff")
     policy = SizePolicy.parse(settings.size or f"resize:{generator.size}")
-    request = describe_request(settings, generator, policy)
-    plan = find_plan(out, request, source)
+    job = TranslateJob(settings, out, source, generator, _find_reverse(settings, generator), policy)
+    plan = None if settings.dry_run else find_plan(out, job.request, source)
     if plan is None:
-        inputs = list_inputs(source)
-        first = next(inputs)  # an empty source is found before anything is written
-        plan = make_plan(out, request, source, itertools.chain([first], inputs), settings.segment_rows)
-    return TranslateJob(settings, generator, policy, plan)
+        if settings.retry_failed:
+            raise InputError(f"--retry-failed: {out} holds no translation yet; leave it out")
+        next(list_inputs(source))  # an empty source is found before anything is written
+    return job
+
+
+def _find_reverse(settings: TranslateSettings, generator: Generator) -> Generator | None:
+    """The generator of the other direction: the one that is named, else the other one of a RUN, where there is one."""
+    opposite = {"a2b": "b2a", "b2a": "a2b"}.get(generator.direction or "")
+    if settings.reverse:
+        reverse = load_generator(settings.reverse, opposite)
+    elif opposite and storage.exists(storage.join(storage.absolute(settings.generator), "generators", opposite)):
+        reverse = load_generator(settings.generator, opposite)
+    else:
+        return None
+    if (reverse.input, reverse.output) != (generator.output, generator.input):
+        raise InputError(
+            f"--reverse {settings.reverse}: translates {reverse.input} into {reverse.output}, not {generator.output} into {generator.input}"
+        )
+    return reverse
 
 
 def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
     """Translates every input of the plan that is not committed yet.
 
     Raises:
-        InputError: too few GPUs.
+        InputError: too few GPUs; another job is at work in OUT.
+        StoppedError: OUT is full or can't be reached, or another job has taken it over.
     """
-    settings, plan = job.settings, job.plan
-    use_gpu = cluster.use_gpu(settings.gpu, settings.generators or 1)
-    copies = settings.generators or (max(1, int(cluster.gpus)) if use_gpu else 1)
-    for segment in plan.open_segments():
-        started = time.monotonic()
-        storage.remove_folder(plan.data_path(segment))
-        with every(10, Progress(plan, segment)):
-            _run_segment(job, segment, cluster=cluster, use_gpu=use_gpu, copies=copies)
-        record = commit(plan, segment, time.monotonic() - started)
-        log.info(
-            "segment %d of %d: %d ok, %d failed, %.1f images/s",
-            segment.number + 1, len(plan.segments), record["ok"], record["failed"], record["rows"] / record["seconds"],
-        )  # fmt: skip
-    summary = summarise(plan)
-    _write_report(plan, summary)
+    settings = job.settings
+    use_gpu, copies = job.devices(cluster)
+    with _stopping(job.out), hold(job.out) as lease:
+        plan = find_plan(job.out, job.request, job.source)
+        if plan is None:
+            saved = settings.model_dump(mode="json", exclude={"retry_failed"})
+            plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=settings.segment_rows, settings=saved)
+            log.info("%d images in %d segments", plan.rows, len(plan.segments))
+        if settings.retry_failed:
+            _reopen_failed(plan, lease)
+        done = 0
+        for segment in ledger.open_segments(plan):
+            if stopped := _translate_segment(job, plan, segment, lease, cluster=cluster, use_gpu=use_gpu, copies=copies):
+                return TranslateResult(plan.out, summarise(plan), stopped)
+            done += 1
+        if done or not finished(plan):
+            summary = summarise(plan)
+            write_report(
+                plan, summary, partial(_rebuild, reverse=job.reverse, use_gpu=use_gpu) if job.reverse else None, settings.cycle_sample
+            )
+        else:
+            summary = summarise(plan)
     return TranslateResult(plan.out, summary)
 
 
-def describe_request(settings: TranslateSettings, generator: Generator, policy: SizePolicy) -> dict[str, Any]:
-    """All that decides the translated pixels; two runs into one OUT must agree on it."""
-    return {
-        "generator_sha256": generator.sha256,
-        "direction": generator.direction,
-        "size": str(policy),
-        "format": settings.format,
-        "encoding": settings.encoding,
-        "quality": settings.quality if settings.encoding in ("jpeg", "webp") else None,
-        "cyclegan": cyclegan.__version__,
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-        "machine": platform.machine(),
-    }
+def _reopen_failed(plan: Plan, lease: Lease) -> None:
+    for record in ledger.commits(plan):
+        if record["failed"]:
+            segment = plan.segments[record["segment"]]
+            ledger.reopen(plan, segment, lease.token, drop=ledger.failed_ids(plan, segment))
 
 
-def load(table: pa.Table, policy: SizePolicy, wanted: PixelFormat) -> pa.Table:
-    """Manifest rows to `LOADED_SCHEMA`: reads and decodes each input as `wanted` and brings it to its target size."""
-    rows = [_load_row(row["row_id"], row["uri"], policy, wanted) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=LOADED_SCHEMA)
+def _translate_segment(
+    job: TranslateJob, plan: Plan, segment: Segment, lease: Lease, *, cluster: Cluster, use_gpu: bool, copies: int
+) -> str | None:
+    """Translates and commits what is left of one segment; gives back why it stopped, if too many photos failed."""
+    started = time.monotonic()
+    attempt = ledger.begin(plan, segment, lease.token)
+    watch = Watch(job.settings.max_failed_share, attempt, lease)
+    if attempt.rows:
+        try:
+            with every(1, watch):
+                run_attempt(job, attempt, staged=use_gpu, use_gpu=use_gpu, copies=copies)
+        except KeyboardInterrupt:
+            if watch.problem:
+                raise watch.problem from None
+            if watch.hopeless:
+                return watch.hopeless
+            raise
+    lease.check()
+    record = ledger.commit(attempt, time.monotonic() - started, {"generators": copies, "cpus": cluster.cpus})
+    log.info(
+        "segment %d of %d: %d ok, %d failed, %.1f images/s",
+        segment.number + 1, len(plan.segments), record["ok"], record["failed"], attempt.rows / record["seconds"],
+    )  # fmt: skip
+    return None
 
 
-class Translator:
-    """Holds the generator and sends batches of loaded rows through it, photos of one size together.
+def run_attempt(job: TranslateJob, attempt: Attempt, *, staged: bool, use_gpu: bool, copies: int) -> None:
+    """Sends what is left of a segment through Ray Data, whose row checkpoint says which files are whole.
 
     Args:
-        generator: its weights.
-        use_gpu: run on this worker's GPU.
-        threads: for the CPU.
+        job: of OUT.
+        attempt: at its beginning.
+        staged: as for `through`.
+        use_gpu: likewise.
+        copies: likewise.
     """
-
-    def __init__(self, generator: Generator, use_gpu: bool, threads: int) -> None:
-        self.stride = generator.spec.stride
-        self.input, self.output = generator.input, generator.output
-        self.device = torch.device("cuda" if use_gpu else "cpu")
-        if not use_gpu:
-            torch.set_num_threads(threads)
-        self.network = generator.build().to(self.device).to(memory_format=torch.channels_last)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of `LOADED_SCHEMA` in and out, in the format that the generator takes and gives; `pixels` of failed rows stay null."""
-        heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
-        pixels: list[bytes | None] = [None] * len(table)
-        groups: dict[tuple[int, ...], list[tuple[int, Pixels]]] = defaultdict(list)
-        for index, value in enumerate(table["pixels"]):
-            if value.is_valid:
-                photo = _unpack(value.as_buffer(), heights[index], widths[index], self.input)
-                padded = pad_to_multiple(photo, self.stride)
-                groups[padded.shape].append((index, padded))
-        for members in groups.values():
-            translated = self.translate(np.stack([photo for _, photo in members]))
-            for (index, _), photo in zip(members, translated, strict=True):
-                pixels[index] = photo[: heights[index], : widths[index]].tobytes()
-        return table.set_column(table.schema.get_field_index("pixels"), "pixels", pa.array(pixels, pa.large_binary()))
-
-    def translate(self, photos: Pixels) -> Pixels:
-        """(N, H, W, channels) as the generator takes them to what it makes of them; H and W multiples of its stride."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
-            translated = self.network(to_unit_range(batch))
-            result: Pixels = from_unit_range(translated, self.output.bits).permute(0, 2, 3, 1).cpu().numpy()
-        return result
+    rows = _file_rows(job, attempt, use_gpu)
+    filesystem, todo = storage.open_arrow_filesystem(attempt.todo_path)
+    data_filesystem, data = storage.open_arrow_filesystem(attempt.plan.data_path(attempt.segment))
+    with _row_checkpoint(attempt):
+        listed = ray.data.read_parquet(todo, filesystem=filesystem).repartition(target_num_rows_per_block=rows)
+        sink = job.sink(attempt.plan, attempt.segment, attempt.token)
+        chunk = max(1, int(CHUNK_BYTES / (4 * _pixels(job, attempt))))
+        translated = through(
+            listed, job.recipe, sink, attempt, rows=rows, chunk=min(rows, chunk), staged=staged, use_gpu=use_gpu, copies=copies
+        )
+        translated.write_parquet(data, filesystem=data_filesystem)
 
 
-def encode_rows(table: pa.Table, base: str, encoding: Encoding, quality: int, pixels: PixelFormat) -> pa.Table:
-    """Rows of `LOADED_SCHEMA` with such `pixels` to `plan.ROW_SCHEMA`: they become the bytes of an image file."""
-    rows = [_encode_row(row, base, encoding, quality, pixels) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+def through(
+    listed: ray.data.Dataset,
+    recipe: Recipe,
+    sink: Sink,
+    attempt: Attempt | None,
+    *,
+    rows: int,
+    chunk: int,
+    staged: bool,
+    use_gpu: bool,
+    copies: int,
+) -> ray.data.Dataset:
+    """Rows of the manifest through all stages: rows of `plan.ROW_SCHEMA`.
 
-
-class Progress:
-    """Says on the driver how many rows of a segment are on disk, from the footers of its files."""
-
-    def __init__(self, plan: Plan, segment: Segment) -> None:
-        self.plan = plan
-        self.segment = segment
-        self.started = time.monotonic()
-        self._rows: dict[str, int] = {}
-
-    def __call__(self) -> None:
-        """Logs rows done, the rate and the time left, as soon as there is a first file."""
-        filesystem, folder = storage.open_filesystem(self.plan.data_path(self.segment))
-        for path in filesystem.glob(f"{folder}/*.parquet"):
-            if path not in self._rows:
-                with filesystem.open(path) as file, contextlib.suppress(pa.ArrowInvalid):  # a file that is not finished
-                    self._rows[path] = pq.read_metadata(file).num_rows
-        if done := sum(self._rows.values()):
-            rate = done / (time.monotonic() - self.started)
-            left = duration((self.segment.rows - done) / rate)
-            total = self.segment.first_row_id + done
-            log.info("%d of %d images  %.1f images/s  %s left in this segment", total, self.plan.rows, rate, left)
-
-
-def _run_segment(job: TranslateJob, segment: Segment, *, cluster: Cluster, use_gpu: bool, copies: int) -> None:
-    settings, plan = job.settings, job.plan
-    filesystem, manifest = storage.open_arrow_filesystem(plan.manifest_path(segment))
-    _, out = storage.open_arrow_filesystem(plan.data_path(segment))
-    # enough blocks for every CPU, few enough rows in each that the first files come soon
-    rows_per_block = max(settings.batch_size, min(256, segment.rows // max(1, int(cluster.cpus) * 2)))
+    Args:
+        listed: in blocks of `rows`.
+        recipe: of the job.
+        sink: where pictures go.
+        attempt: that this is part of; None for a dry run.
+        rows: to a block.
+        chunk: rows whose pixels a generator of its own stage holds at once.
+        staged: a stage of Ray Data for each stage of ours, as on GPUs; else one actor for all of them, as on CPUs.
+        use_gpu: run the generators on GPUs.
+        copies: of the generator.
+    """
     threads = max(1, (os.cpu_count() or 1) // copies)
-    # no num_cpus for load and encode: with equal resources Ray fuses encoding with writing, so a block is on disk once translated
-    (
-        ray.data.read_parquet(manifest, filesystem=filesystem)
-        .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(partial(load, policy=job.policy, wanted=job.generator.input), batch_format="pyarrow", batch_size=settings.batch_size)
+    pool = ray.data.ActorPoolStrategy(size=copies)
+    if not staged:
+        return listed.map_batches(
+            Workshop,
+            batch_format="pyarrow",
+            batch_size=rows,
+            compute=pool,
+            num_cpus=1,
+            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "attempt": attempt, "threads": threads},
+        )
+    # no num_cpus for encode: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
+    return (
+        listed.map_batches(partial(_load, recipe=recipe), batch_format="pyarrow", batch_size=rows)
         .map_batches(
             Translator,
             batch_format="pyarrow",
-            batch_size=settings.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=copies),
+            batch_size=chunk,
+            compute=pool,
             num_gpus=1 if use_gpu else 0,
-            # on a CPU the generator's threads share the machine with decoding and encoding
-            num_cpus=0 if use_gpu else 1,
-            fn_constructor_kwargs={"generator": job.generator, "use_gpu": use_gpu, "threads": threads},
+            num_cpus=0,
+            fn_constructor_kwargs={"recipe": recipe, "use_gpu": use_gpu, "threads": threads},
         )
-        .map_batches(
-            partial(encode_rows, base=plan.base, encoding=settings.encoding, quality=settings.quality, pixels=job.generator.output),
-            batch_format="pyarrow",
-            batch_size=settings.batch_size,
-        )
-        .write_parquet(out, filesystem=filesystem)
+        .map_batches(partial(encode, recipe=recipe, sink=sink, attempt=attempt, threads=1), batch_format="pyarrow", batch_size=rows)
     )
 
 
-def _load_row(row_id: int, uri: str, policy: SizePolicy, wanted: PixelFormat) -> Row:
-    row: Row = {"row_id": row_id, "source_uri": uri, "status": "ok"}
+class Workshop:
+    """All stages in one worker."""
+
+    def __init__(self, recipe: Recipe, sink: Sink, attempt: Attempt | None, threads: int) -> None:
+        self.recipe, self.sink, self.attempt, self.threads = recipe, sink, attempt, threads
+        self.translator = Translator(recipe, use_gpu=False, threads=threads)
+        self.suspects = _SUSPECTS if _is_second_try() else 0
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Rows of the manifest in, of `plan.ROW_SCHEMA` out."""
+        for loaded in load(table, self.recipe.loading, threads=self.threads, apart=self.suspects > 0):
+            yield encode(self.translator(loaded), self.recipe, self.sink, self.attempt, threads=self.threads)
+        self.suspects -= 1
+
+
+def _load(table: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
+    return load(table, recipe.loading, threads=1, apart=_is_second_try())
+
+
+def _is_second_try() -> bool:
+    """Whether a worker died over this actor's or this task's work before: perhaps of a photo."""
+    context = ray.get_runtime_context()
+    if context.get_actor_id():
+        return bool(context.was_current_actor_reconstructed)
+    # the only place where Ray says it of a task
+    worker: Any = ray._private.worker.global_worker
+    return bool(worker.core_worker.get_current_task_attempt_number())
+
+
+def _file_rows(job: TranslateJob, attempt: Attempt, use_gpu: bool) -> int:
+    """Photos to a data file: few enough that files come steadily, enough that they don't become too many."""
+    by_work = FILE_PIXELS["gpu" if use_gpu else "cpu"] / _pixels(job, attempt)
+    by_count = attempt.segment.rows // MIN_FILES
+    return job.settings.file_rows or max(1, min(MAX_FILE_ROWS, int(by_work), max(16, by_count)))
+
+
+def _pixels(job: TranslateJob, attempt: Attempt) -> float:
+    """Of a photo as the generator sees it, about."""
+    if job.policy.shorter_side:
+        return 1.3 * job.policy.shorter_side**2
+    return max(1e4, _PIXELS_PER_BYTE * attempt.mean_size) if attempt.mean_size else 1e6
+
+
+@contextmanager
+def _row_checkpoint(attempt: Attempt) -> Iterator[None]:
+    """Has Ray Data keep its two-phase account of the files that it writes."""
+    filesystem, path = storage.open_arrow_filesystem(attempt.checkpoint_path)
+    context = ray.data.DataContext.get_current()
+    before = context.checkpoint_config
+    # kept until the segment is committed; the manifest is cut to what is left beforehand, so Ray has no rows to filter
+    context.checkpoint_config = CheckpointConfig(
+        "row_id", path, delete_checkpoint_on_success=False, override_filesystem=filesystem or pa.fs.LocalFileSystem()
+    )
     try:
-        photo = images.decode(read(uri), wanted)
-        target = policy.apply(photo)
-    except OSError as error:
-        return _failed(row, "unreadable", error)
-    except ImageError as error:
-        return _failed(row, error.error_type, error)
-    row |= {"source_height": photo.shape[0], "source_width": photo.shape[1]}
-    return row | {"height": target.shape[0], "width": target.shape[1], "pixels": target.tobytes()}
+        yield
+    finally:
+        context.checkpoint_config = before
 
 
-def _encode_row(row: Row, base: str, encoding: Encoding, quality: int, pixels: PixelFormat) -> Row:
-    packed = row.pop("pixels")
-    if row["status"] != "ok":
-        return row
+@contextmanager
+def _stopping(out: str) -> Iterator[None]:
+    """A disk that is full or a store that is gone ends the job in one line."""
     try:
-        data = images.encode(_unpack(packed, row["height"], row["width"], pixels), encoding, quality)
-    except (OSError, ValueError) as error:  # such as more pixels on a side than the format knows
-        return _failed(row, "not_encodable", error)
-    name = PurePosixPath(relative_name(row["source_uri"], base))
-    return row | {"image": {"bytes": data, "path": str(name.with_suffix(images.SUFFIXES[encoding]))}}
+        yield
+    except (InputError, StoppedError):
+        raise
+    except Exception as error:
+        for cause in _causes(error):
+            if isinstance(cause, StoppedError):
+                raise StoppedError(str(cause)) from error
+            if isinstance(cause, OSError | pa.ArrowInvalid) or "disk quota" in str(cause).lower():
+                reason = str(cause).strip().splitlines()[-1]
+                raise StoppedError(
+                    f"{out}: {reason}; what is written is whole, and the same command goes on once this is mended"
+                ) from error
+        raise
 
 
-def _unpack(packed: Any, height: int, width: int, pixels: PixelFormat) -> Pixels:
-    """Pixels from the bytes of their array, in whatever buffer those are."""
-    return np.frombuffer(packed, pixels.dtype).reshape(height, width, pixels.channels)
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those behind it, as Ray wraps them."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop(0)
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            waiting += [getattr(cause, "cause", None), cause.__cause__]
 
 
-def _failed(row: Row, error_type: str, error: Exception) -> Row:
-    return row | {"status": "failed", "error_type": error_type, "error": str(error) or type(error).__name__}
+class Watch:
+    """Looks after an attempt from a thread of its own: shows how it goes, and interrupts it when there is no point in going on.
+
+    Args:
+        max_failed_share: of all photos of the plan.
+        attempt: under way.
+        lease: that it needs.
+    """
+
+    def __init__(self, max_failed_share: float, attempt: Attempt, lease: Lease) -> None:
+        self.max_failed_share, self.attempt, self.lease = max_failed_share, attempt, lease
+        self.problem: StoppedError | None = None
+        self.hopeless: str | None = None
+        self.line = Line()
+        self.started = time.monotonic()
+        committed = ledger.commits(attempt.plan)
+        self.done_before = sum(record["rows"] for record in committed)
+        self.failed_before = sum(record["failed"] for record in committed)
+        self._files: dict[str, tuple[int, int]] = {}
+        self._looks: deque[tuple[float, int]] = deque([(self.started, 0)], maxlen=20)
+        self._calls = 0
+        self._interrupted = False
+
+    def __call__(self) -> None:
+        """Counts what is on disk, from the files themselves; every few calls, for a storage may be slow to list."""
+        self._calls += 1
+        if self._calls % 3 == 1:
+            self._look()
+
+    def _look(self) -> None:
+        plan, folder = self.attempt.plan, self.attempt.plan.data_path(self.attempt.segment)
+        for name in storage.names(folder) - self._files.keys():
+            with suppress(pa.ArrowInvalid):  # a file that is not finished
+                self._files[name] = ledger.count_rows(storage.join(folder, name))
+        here = sum(rows for rows, _ in self._files.values())
+        done = self.done_before + here
+        failed = self.failed_before + sum(failed for _, failed in self._files.values())
+        self._looks.append((time.monotonic(), here - self.attempt.kept_rows))
+        (since, before), (now, new) = self._looks[0], self._looks[-1]
+        if new > before:
+            rate = (new - before) / (now - since)
+            left = duration((plan.rows - done) / rate)
+            self.line.show(f"{done} of {plan.rows} images  {rate:.1f} images/s  {failed} failed  {left} left")
+        if failed > self.max_failed_share * plan.rows:
+            self.hopeless = (
+                f"{failed} of {done} images failed so far, more than --max-failed-share {self.max_failed_share:g} of {plan.rows}"
+            )
+        try:
+            self.lease.check()
+        except StoppedError as problem:
+            self.problem = problem
+        if (self.problem or self.hopeless) and done < plan.rows and not self._interrupted:
+            self._interrupted = True
+            _thread.interrupt_main()
 
 
-def translated_pairs(out: str) -> Iterator[tuple[str, Pixels, Pixels]]:
-    """Translated photos beside their sources, in the order of the files: (path, source, translation), both to be looked at: 8-bit RGB."""
-    filesystem, folder = storage.open_filesystem(storage.join(out, "data"))
-    for path in sorted(filesystem.glob(f"{folder}/*/*.parquet")):
-        with filesystem.open(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(16, columns=["status", "source_uri", "image"]):
-                for row in batch.to_pylist():
-                    if row["status"] == "ok":
-                        source = images.decode(read(row["source_uri"]))
-                        yield row["image"]["path"], source, images.decode(row["image"]["bytes"])
-
-
-def _write_report(plan: Plan, summary: dict[str, Any]) -> None:
-    pairs = list(itertools.islice(translated_pairs(plan.out), SHEET_PAIRS))
-    facts = {name.replace("_", " "): value for name, value in summary.items() if not isinstance(value, dict)}
-    sections = [report.Section(heading="Totals", facts=facts)]
-    if summary["error_types"]:
-        sections.append(report.Section(heading="Failures by type", facts=summary["error_types"]))
-    if pairs:
-        sheet = report.sheet([[before for _, before, _ in pairs], [after for _, _, after in pairs]], cell=256)
-        sections.append(report.Section(heading="Before and after", figures=[report.Figure("Sources above, translations below.", sheet)]))
-    sections.append(report.Section(heading="Plan", code=json.dumps({"source": plan.source, **plan.request}, indent=2)))
-    storage.write_text(storage.join(plan.out, "report.html"), report.page(f"Translation: {plan.out}", sections))
+def _rebuild(pictures: pa.Table, reverse: Generator, use_gpu: bool) -> pa.Table:
+    """`translation_report.Rebuild`, by a worker that has what a generator needs."""
+    judged = ray.data.from_arrow(pictures).map_batches(
+        Judge,
+        batch_format="pyarrow",
+        batch_size=SHEET_PAIRS,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_gpus=1 if use_gpu else 0,
+        fn_constructor_kwargs={"reverse": reverse, "use_gpu": use_gpu},
+    )
+    return pa.concat_tables(judged.iter_batches(batch_size=None, batch_format="pyarrow"))

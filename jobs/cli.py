@@ -1,13 +1,14 @@
 """What all jobs share: reading options, connecting to Ray, and turning the outcome into an exit code.
 
 Exit codes: 0 all done; 1 a crash, or a stop that is named in one line; 2 a bad option, file or weight, named in one line; 3 too many
-failed images; 130 Ctrl-C.
+failed images; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +34,17 @@ def run(job: Callable[[Sequence[str]], int]) -> None:
     except StoppedError as error:
         print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(interrupt, _Terminated) else 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, such as from a scheduler that wants the machine back: it ends a job as Ctrl-C does."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
 
 
 def parse(settings: type[S], name: str, argv: Sequence[str]) -> S:
@@ -84,6 +93,7 @@ def ray_session() -> Iterator[Cluster]:
         # a single logical CPU would leave none for reading while a generator holds it
         cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in its place, which leaves without a word
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(

@@ -15,7 +15,7 @@ from jobs.cli import parse, ray_session, run
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; fails where the translated pictures are not far nearer to the truth than the untranslated ones."""
     settings = parse(DemoSettings, "demo", argv)
-    from cyclegan import demo, evaluation, training, translation
+    from cyclegan import demo, evaluation, plan, training, translation, translation_report
 
     folders = demo.draw_domains(settings.out)
     with ray_session() as cluster:
@@ -32,7 +32,10 @@ def main(argv: Sequence[str]) -> int:
         "share": f"{share:.3f} (at most {demo.GOAL} is asked)",
         "PSNR, SSIM of the translations": f"{translated.psnr:.1f} dB, {translated.ssim:.3f}",
     }
-    page = demo.write_report(folders, list(translation.translated_pairs(folders.translated)), facts)
+    planned = plan.open_plan(folders.translated)
+    assert planned
+    pairs = [(pair.name, *pair.shown()) for pair in translation_report.sample_pairs(planned, demo.TEST_IMAGES)]
+    page = demo.write_report(folders, pairs, facts)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), page, sep="\n")
     if share > demo.GOAL or translated_all.summary["ok"] != demo.TEST_IMAGES:
         print("the demo failed: the translations are not near enough to the truth", file=sys.stderr)

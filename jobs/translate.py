@@ -13,14 +13,21 @@ from jobs.cli import parse, ray_session, run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Translates, and says how many photos are ok and how many failed."""
+    """Translates, and says how many photos are ok and how many failed; or what that would take."""
     settings = parse(TranslateSettings, "translate", argv)
+    from cyclegan.dry_run import dry_run
     from cyclegan.translation import prepare, translate
 
     job = prepare(settings)
     with ray_session() as cluster:
+        if settings.dry_run:
+            print("\n".join(dry_run(job, cluster).lines()))
+            return 0
         result = translate(job, cluster)
     summary = result.summary
+    if result.stopped:
+        print(f"stopped: {result.stopped}; give a larger share to go on from here", file=sys.stderr)
+        return 3
     print(
         f"{summary['ok']} ok, {summary['failed']} failed of {summary['planned']}; rows in {result.out}/data, see {result.out}/report.html"
     )

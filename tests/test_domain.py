@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cyclegan.domain import Domain, StreamedImages, made_ahead
+from cyclegan.ahead import made_ahead
+from cyclegan.domain import Domain, StreamedImages
 from cyclegan.errors import InputError
 from cyclegan.geometry import TooSmallError, TrainingSize
 from cyclegan.images import Pixels

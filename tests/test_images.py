@@ -14,7 +14,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from cyclegan.images import Encoding, ImageError, PixelFormat, Pixels, can_hold, decode, encode, resize
+from cyclegan.colour import SRGB
+from cyclegan.images import MAX_PIXELS, Encoding, ImageError, PixelFormat, Pixels, can_hold, decode, encode, read_photo, resize
 
 FORMATS = [PixelFormat(channels, bits) for channels in (1, 2, 3, 4) for bits in (8, 16)]
 
@@ -81,7 +82,7 @@ def test_formats_that_are_none() -> None:
 
 
 def test_quality_is_used() -> None:
-    pixels = noise(PixelFormat(), 64, 64)
+    pixels = noise(PixelFormat(), 128, 128)
     assert len(encode(pixels, "jpeg", 30)) < len(encode(pixels, "jpeg", 95)) / 2
     assert len(encode(pixels, "webp", 30)) < len(encode(pixels, "webp", 95)) / 2
 
@@ -149,7 +150,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
-    assert decode(file(Image.fromarray(ramp), "png"))[0, :, 0].tolist() == (ramp[0] >> 8).tolist()
+    assert decode(file(Image.fromarray(ramp), "png"))[0, :, 0].tolist() == np.rint(ramp[0] / 257).tolist()
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -199,9 +200,9 @@ def test_eight_bits_become_sixteen(channels: int) -> None:
 def test_every_format_can_be_looked_at(encoding: Encoding, kind: PixelFormat) -> None:
     """As 8-bit RGB, without alpha: what evaluation and reports ask for."""
     pixels = noise(kind)
-    eight = (pixels >> (kind.bits - 8)).astype(float)
+    eight = pixels / (257 if kind.bits == 16 else 1)
     colours, alpha = (eight[..., :-1], eight[..., -1:] / 255) if kind.has_alpha else (eight, 1.0)
-    assert np.abs(decode(encode(pixels, encoding)) - (colours * alpha + 255 * (1 - alpha))).max() <= 1.5
+    assert np.abs(decode(encode(pixels, encoding)) - (colours * alpha + 255 * (1 - alpha))).max() <= 0.51
 
 
 def test_colours_become_grey_and_grey_colours() -> None:
@@ -235,15 +236,15 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def promised_size(width: int, height: int, bits: int = 8) -> bytes:
+def promised_size(width: int, height: int, bits: int = 8, colours: int = 2) -> bytes:
     """A PNG whose header promises what its few bytes do not hold."""
-    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def promised_tiff(tag: int, value: int, **options: Any) -> bytes:
-    """A TIFF of two bands of 16 bits, one number of whose header is another."""
-    data = bytearray(tiff(noise(PixelFormat(2, 16)), photometric="minisblack", **options))
+def promised_tiff(tag: int, value: int, bits: int = 16, **options: Any) -> bytes:
+    """A TIFF of two bands, one number of whose header is another."""
+    data = bytearray(tiff(noise(PixelFormat(2, bits)), photometric="minisblack", **options))
     place = data.index(struct.pack("<H", tag), 8)
     struct.pack_into("<HII", data, place + 2, 4, 1, value)
     return bytes(data)
@@ -259,8 +260,15 @@ def promised_tiff(tag: int, value: int, **options: Any) -> bytes:
         (encode(PHOTO, "png")[:100], "truncated"),
         (encode(PHOTO, "png")[:20], "truncated"),
         (promised_size(20_000, 20_000), "too_large"),
-        (promised_size(13_000, 13_000), "truncated"),
-        (file(Image.new("F", (4, 4), 0.5), "tiff"), "unsupported_mode"),
+        (promised_size(13_000, 13_000), "too_large"),
+        (promised_size(12_000, 12_000), "truncated"),
+        (file(Image.new("RGB", (70, 70)), "webp")[:40], "truncated"),
+        (file(Image.new("RGB", (70, 70)), "avif")[:60], "truncated"),
+        (file(Image.new("RGB", (70, 70)), "bmp")[:-9], "truncated"),
+        (file(Image.new("RGB", (70, 70)), "gif")[:12], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not_an_image"),
+        (tiff(np.zeros((9, 9, 3), np.uint64), photometric="rgb"), "unsupported_mode"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported_mode"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -268,6 +276,110 @@ def test_what_cannot_be_read_says_why(data: bytes, error_type: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert (caught.value.error_type, bool(str(caught.value))) == (error_type, True)
+
+
+@pytest.mark.parametrize(
+    ("data", "seems"),
+    [
+        (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
+        (b"\xef\xbb\xbf  \n<HTML><head>", "an HTML page"),
+        (b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>NoSuchKey</Code></Error>', "an XML document"),
+        (b'<?xml version="1.0"?><svg width="9" height="9"/>', "SVG"),
+        (b'{"error": "gone"}', "JSON"),
+        (b"just\nsome words", "text, not an image: 'just some words'"),
+        ("b\u00e4ume\n".encode() * 200, "text"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"PK\x03\x04....", "a ZIP archive"),
+        (b"\0\0\0\x18ftypisom....", "a video"),
+        (b"\x07\x91\x00\xff" * 9, "no known image format"),
+    ],
+)
+def test_what_is_no_image_is_named_in_one_line(data: bytes, seems: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert caught.value.error_type == "not_an_image"
+    assert str(caught.value).startswith(seems)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_content_decides_not_the_kind_that_a_name_would_say() -> None:
+    for kind in ("jpeg", "png", "webp", "avif", "tiff", "bmp", "gif", "jpeg2000", "ico"):
+        flat = Image.new("RGB", (48, 32), (200, 100, 50)).quantize(4) if kind == "gif" else Image.new("RGB", (48, 32), (200, 100, 50))
+        assert np.abs(decode(file(flat, kind)).astype(int) - [200, 100, 50]).max() <= 3, kind
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "avif", "png", "tiff"])
+def test_an_animation_says_that_it_is_one(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
+    assert read_photo(file(frames[0], kind, save_all=True, append_images=frames[1:])).note == "first of 3 frames"
+    assert read_photo(file(frames[0], kind)).note is None
+
+
+def test_pages_of_sixteen_bits_say_so_too() -> None:
+    assert read_photo(tiff(noise(PixelFormat(3, 16))[None].repeat(2, 0), photometric="rgb")).note == "first of 2 frames"
+
+
+def test_a_camera_s_second_picture_is_no_frame() -> None:
+    assert read_photo(file(Image.new("RGB", (16, 16)), "mpo", save_all=True, append_images=[Image.new("RGB", (8, 8))])).note is None
+
+
+@pytest.mark.parametrize("kind", [PixelFormat(4), PixelFormat(2), PixelFormat(4, 16), PixelFormat(2, 16)], ids=str)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_alpha_is_kept_apart(kind: PixelFormat, bits: int) -> None:
+    pixels = noise(kind)
+    photo = read_photo(encode(pixels, "png"), PixelFormat(kind.channels - 1, bits), keep_alpha=True)
+    alone = [
+        decode(encode(np.ascontiguousarray(part), "png"), PixelFormat(part.shape[2], bits)) for part in (pixels[..., :-1], pixels[..., -1:])
+    ]
+    assert photo.alpha is not None
+    assert np.array_equal(photo.pixels, alone[0])
+    assert np.array_equal(photo.alpha, alone[1])
+    assert not np.array_equal(decode(encode(pixels, "png"), PixelFormat(kind.channels - 1, bits)), alone[0])  # composited
+
+
+def test_alpha_is_none_where_it_is_not_asked_opaque_or_in_the_pixels() -> None:
+    pixels = noise(PixelFormat(4))
+    assert read_photo(encode(pixels, "png")).alpha is None
+    assert read_photo(encode(pixels, "png"), PixelFormat(4), keep_alpha=True).alpha is None
+    pixels[..., 3] = 255
+    assert read_photo(encode(pixels, "png"), keep_alpha=True).alpha is None
+
+
+def test_alpha_is_turned_with_the_colours() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = noise(PixelFormat(4))
+    photo = read_photo(encode(pixels, "png", exif=exif.tobytes()), keep_alpha=True)
+    assert photo.alpha is not None
+    assert (photo.height, photo.width) == photo.alpha.shape[:2] == (31, 20)
+    assert np.array_equal(np.rot90(np.dstack([photo.pixels, photo.alpha])), pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_jpeg_is_decoded_smaller(mode: str) -> None:
+    """As large as resizing needs, upright, and of the same colours; the size is the file's."""
+    small = Image.fromarray(PHOTO).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = file(small.resize((1200, 800), Image.Resampling.BICUBIC), "jpeg", quality=95, exif=exif)
+    whole, photo = decode(large), read_photo(large, shorter_side=90)
+    assert photo.pixels.shape == (300, 200, 3)
+    assert (photo.height, photo.width) == whole.shape[:2] == (1200, 800)
+    assert np.abs(resize(photo.pixels, 135, 90).astype(int) - resize(whole, 135, 90)).mean() < 1
+    assert read_photo(large, shorter_side=401).pixels.shape == whole.shape
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    assert read_photo(encode(PHOTO, "png"), shorter_side=4).pixels.shape == PHOTO.shape
+
+
+def test_a_profile_counts_at_reduced_scale() -> None:
+    """Of a file whose first values are blue and last are red."""
+    swapped = SRGB.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
+    large = Image.fromarray(PHOTO[..., ::-1]).resize((600, 400))
+    photo = read_photo(file(large, "jpeg", quality=95, icc_profile=swapped), shorter_side=50)
+    assert photo.pixels.shape == (100, 150, 3)
+    assert np.abs(resize(photo.pixels, 40, 60).astype(int) - PHOTO).mean() < 2
 
 
 DEEP = encode(noise(PixelFormat(3, 16)), "png")
@@ -293,6 +405,49 @@ def test_sixteen_bits_that_cannot_be_read_say_why(data: bytes, error_type: str, 
     with pytest.raises(ImageError) as caught:
         decode(data, wanted)
     assert (caught.value.error_type, bool(str(caught.value))) == (error_type, True)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_tiles_have_two_widths(bits: int) -> None:
+    """No number that could be compared with the largest."""
+    data = tiff(noise(PixelFormat(2, bits), 4, 4), photometric="minisblack", tile=(16, 16))
+    place = data.index(struct.pack("<H", TILE_WIDTH), 8)
+    broken = data[: place + 4] + struct.pack("<I", 2) + data[place + 8 :]
+    with contextlib.suppress(ImageError):
+        assert decode(broken).shape == (4, 4, 3)
+
+
+def icon(width: int) -> bytes:
+    """An icon of 16 pixels, as its header has it, whose picture is far larger."""
+    picture = promised_size(width, width)
+    return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        icon(20_000),
+        promised_tiff(WIDTH, 80_000_000),
+        promised_tiff(TILE_WIDTH, 16_000_000, bits=8, tile=(16, 16), compression="zlib"),
+        file(Image.new("RGB", (16, 16)), "gif")[:10] + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x08",
+        file(Image.new("RGB", (16, 16)), "avif").replace(struct.pack(">II", 16, 16), struct.pack(">II", 12_000, 12_000)),
+        promised_size(9_000, 9_000, 16, colours=6),
+    ],
+    ids=["icon", "tiff of 16 bits", "tile of a tiff", "gif", "avif", "png of 16 bits"],
+)
+@pytest.mark.parametrize("shorter_side", [None, 8])
+def test_more_than_may_be_decoded_is_refused_before_it_is(data: bytes, shorter_side: int | None) -> None:
+    with pytest.raises(ImageError) as caught:
+        read_photo(data, shorter_side=shorter_side)
+    assert caught.value.error_type == "too_large"
+
+
+def test_a_huge_jpeg_is_refused_even_at_reduced_scale() -> None:
+    data = bytearray(encode(PHOTO, "jpeg"))
+    place = data.index(b"\xff\xc0") + 5
+    struct.pack_into(">HH", data, place, 13_000, MAX_PIXELS // 13_000 + 1)
+    with pytest.raises(ImageError, match="at most"):
+        read_photo(bytes(data), shorter_side=8)
 
 
 def test_headers_of_nonsense() -> None:

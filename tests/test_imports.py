@@ -11,10 +11,12 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PARTS = {
-    *("alarms", "average", "config", "domain", "errors", "geometry", "image_pool", "images", "landscapes", "losses", "networks"),
-    *("optimizer", "options", "progress", "report", "sources", "storage", "sync_batch_norm", "trackers"),
+    *("ahead", "alarms", "average", "config", "domain", "errors", "geometry", "image_pool", "landscapes", "lease", "losses", "networks"),
+    *("object_names", "optimizer", "options", "progress", "report", "storage", "sync_batch_norm", "trackers"),
+    *("colour", "deep", "encoding", "exif", "images", "mislabelled", "pixels"),
+    *("archives", "files", "image_tables", "manifests", "sources"),
 }
-KEPT = {"model", "plan", "run", "weights"}
+KEPT = {"inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles", "translation_report", "verification", "weights"}
 PIPELINES = {"training", "translation", "evaluation"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -23,7 +25,20 @@ ALLOWED: dict[str, set[str]] = {
     "networks": set(),
     "losses": set(),
     "image_pool": set(),
-    "images": set(),
+    "ahead": set(),
+    "object_names": set(),
+    "lease": {"errors", "storage"},
+    "pixels": set(),
+    "colour": {"pixels"},
+    "deep": {"colour", "pixels"},
+    "encoding": {"colour", "pixels"},
+    "exif": set(),
+    "mislabelled": {"pixels"},
+    "images": {"colour", "deep", "encoding", "exif", "mislabelled", "pixels"},
+    "files": {"errors", "storage"},
+    "archives": {"errors", "files"},
+    "manifests": {"errors", "files", "storage"},
+    "image_tables": {"errors", "files", "storage"},
     "optimizer": set(),
     "sync_batch_norm": set(),
     "progress": set(),
@@ -35,11 +50,18 @@ ALLOWED: dict[str, set[str]] = {
     "domain": {"errors", "geometry", "images"},
     "landscapes": {"images"},
     "report": {"images"},
-    "sources": {"errors", "storage"},
+    "sources": {"archives", "errors", "files", "image_tables", "manifests", "storage"},
     "trackers": {"errors", "storage"},
     "model": {"average", "config", "errors", "networks", "losses", "image_pool", "optimizer", "sync_batch_norm"},
     "weights": {"errors", "images", "networks", "storage"},
     "plan": {"errors", "sources", "storage"},
+    "ledger": {"ahead", "plan", "storage"},
+    "sinks": {"object_names", "storage"},
+    "tiles": {"geometry", "images"},
+    "inference": {"geometry", "images", "tiles", "weights"},
+    "stages": PARTS | {"inference", "ledger", "plan", "sinks", "weights"},
+    "verification": {"ahead", "errors", "ledger", "plan", "storage"},
+    "translation_report": {"images", "ledger", "plan", "progress", "report", "sinks", "sources", "storage"},
     "run": PARTS | {"model", "weights"},
     "demo": PARTS | {"run"},
     "training_data": PARTS | {"model", "run"},
@@ -47,8 +69,9 @@ ALLOWED: dict[str, set[str]] = {
     **{pipeline: PARTS | KEPT | {""} for pipeline in PIPELINES},
 }
 ALLOWED["training"] = ALLOWED["training"] | {"training_data", "training_loop"}
+ALLOWED["dry_run"] = PARTS | KEPT | {"translation"}
 
-RAY_IS_KNOWN_TO = PIPELINES | {"training_data", "training_loop"}
+RAY_IS_KNOWN_TO = PIPELINES | {"dry_run", "training_data", "training_loop"}
 
 
 def imports_of(path: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The plan of a translation: every input once, nothing mixed, nothing committed that is not whole."""
+"""The plan of a translation: every input once, nothing mixed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cyclegan.errors import InputError
-from cyclegan.plan import ROW_SCHEMA, Plan, Segment, commit, find_plan, make_plan, summarise
+from cyclegan.plan import Plan, find_plan, make_plan
 from cyclegan.sources import Input
 
 REQUEST = {"generator_sha256": "aa", "size": "native"}
@@ -18,14 +18,7 @@ REQUEST = {"generator_sha256": "aa", "size": "native"}
 
 def planned(out: Path, count: int = 7, segment_rows: int = 3) -> Plan:
     inputs = [Input(f"{out.parent}/{n}.jpg", n, str(n)) for n in range(count)]
-    return make_plan(str(out), REQUEST, str(out.parent), inputs, segment_rows)
-
-
-def write_rows(plan: Plan, segment: Segment, ids: list[int], name: str = "x") -> None:
-    rows = [{"row_id": n, "status": "failed" if n == 0 else "ok", "error_type": "empty" if n == 0 else None} for n in ids]
-    folder = Path(plan.data_path(segment))
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / f"{name}.parquet")
+    return make_plan(str(out), REQUEST, str(out.parent), inputs, segment_rows=segment_rows, settings={})
 
 
 def test_manifest_holds_every_input_once(tmp_path: Path) -> None:
@@ -77,32 +70,3 @@ def test_plan_changed_by_hand_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**saved, "manifest_sha256": "00"}))
     with pytest.raises(InputError, match="changed by hand"):
         find_plan(str(tmp_path / "out"), REQUEST, str(tmp_path))
-
-
-def test_whole_segments_are_committed_and_counted(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "out")
-    write_rows(plan, plan.segments[0], [2, 0], "x")
-    write_rows(plan, plan.segments[0], [1], "y")
-    record = commit(plan, plan.segments[0], seconds=2)
-    assert (record["rows"], record["ok"], record["failed"], record["error_types"]) == (3, 2, 1, {"empty": 1})
-    assert [file["rows"] for file in record["files"]] == [2, 1]
-    assert [segment.number for segment in plan.open_segments()] == [1, 2]
-    summary = summarise(plan)
-    assert (summary["planned"], summary["done"], summary["ok"], summary["images_per_second"]) == (7, 3, 2, 1.5)
-
-
-@pytest.mark.parametrize(
-    ("ids", "reason"),
-    [
-        ([0, 1], "1 rows missing, 0 doubled"),
-        ([0, 1, 2, 2], "0 rows missing, 1 doubled"),
-        ([0, 1, 5], "1 rows missing, 1 doubled"),
-        ([], "3 rows"),
-    ],
-)
-def test_segments_that_are_not_whole_are_not_committed(tmp_path: Path, ids: list[int], reason: str) -> None:
-    plan = planned(tmp_path / "out")
-    write_rows(plan, plan.segments[0], ids)
-    with pytest.raises(RuntimeError, match=reason):
-        commit(plan, plan.segments[0], seconds=1)
-    assert not Path(plan.commit_path(plan.segments[0])).exists()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
 import json
+import os
+import re
 import shutil
+import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +19,20 @@ import pytest
 import torch
 from PIL import Image
 
+from cyclegan import ledger
 from cyclegan.config import Cluster, TranslateSettings
+from cyclegan.dry_run import dry_run
 from cyclegan.errors import InputError
-from cyclegan.geometry import pad_to_multiple
+from cyclegan.geometry import SizePolicy, pad_to_multiple
 from cyclegan.images import PixelFormat, Pixels, decode, encode
 from cyclegan.landscapes import draw
 from cyclegan.networks import GeneratorSpec
-from cyclegan.plan import ROW_SCHEMA
-from cyclegan.translation import Translator, prepare, translate, translated_pairs
+from cyclegan.plan import ROW_SCHEMA, make_plan, open_plan
+from cyclegan.sinks import read_picture
+from cyclegan.sources import list_inputs
+from cyclegan.translation import prepare, run_attempt, translate
+from cyclegan.translation_report import sample_pairs
+from cyclegan.verification import verify
 from cyclegan.weights import load_generator, save_generator
 
 SPEC = GeneratorSpec(architecture="resnet", channels=4, blocks=1)
@@ -52,8 +65,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_for(generator: str, photos: Path, out: Path, **changes: object) -> TranslateSettings:
-    values = {"generator": generator, "source": str(photos), "out": str(out), "size": "native", "encoding": "png", "batch_size": 4}
-    return TranslateSettings.model_validate({**values, "segment_rows": 8, **changes})
+    values = {"generator": generator, "source": str(photos), "out": str(out), "size": "native", "encoding": "png", "precision": "fp32"}
+    # more failures are among the photos than a job would bear
+    return TranslateSettings.model_validate({**values, "segment_rows": 8, "max_failed_share": 1, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +112,8 @@ def test_pixels_are_the_generators(translated: TranslateSettings) -> None:
         assert isinstance(image, dict)
         assert np.abs(decode(image["bytes"]).astype(int) - alone(network, source)).max() <= 1
         assert (row["source_height"], row["source_width"]) == (row["height"], row["width"]) == source.shape[:2]
-        assert image["path"] == str(Path(str(row["source_uri"])).relative_to(translated.source).with_suffix(".png"))
+        name = str(Path(str(row["source_uri"])).relative_to(translated.source))
+        assert image["path"] == (name if name.endswith(".png") else f"{name}.png")
 
 
 def alone(network: torch.nn.Module, photo: Pixels) -> Pixels:
@@ -135,20 +150,147 @@ def test_the_same_again_translates_nothing(cluster: Cluster, translated: Transla
     assert {path: path.stat().st_mtime_ns for path in (Path(translated.out) / "data").rglob("*.parquet")} == files
 
 
-def test_a_killed_run_is_taken_up_segment_by_segment(cluster: Cluster, translated: TranslateSettings, tmp_path: Path) -> None:
-    """The second segment has been written, twice even, but never committed."""
-    shutil.copytree(translated.out, tmp_path / "out")
-    (tmp_path / "out" / "commits" / "00001.json").unlink()
+def test_a_segment_is_taken_up_where_it_was_left(cluster: Cluster, translated: TranslateSettings, tmp_path: Path) -> None:
+    """Of the first segment one data file is whole; a stranger's lies beside it."""
+    settings = copied(translated, tmp_path)
     data = tmp_path / "out" / "data"
-    for path in list((data / "segment=00001").iterdir()):
-        shutil.copy(path, path.with_name(f"again-{path.name}"))
-    committed = {path: path.stat().st_mtime_ns for path in (data / "segment=00000").iterdir()}
-    settings = translated.model_copy(update={"out": str(tmp_path / "out")})
-    translate(prepare(settings), cluster)
-    assert {path: path.stat().st_mtime_ns for path in (data / "segment=00000").iterdir()} == committed
-    assert [(row["row_id"], row["status"], row["image"]) for row in rows_of(settings.out)] == [
-        (row["row_id"], row["status"], row["image"]) for row in rows_of(translated.out)
-    ]
+    plan = open_plan(settings.out)
+    assert plan
+    (name,) = [file["name"] for file in ledger.read_commit(plan, plan.segments[0])["files"]]
+    ledger.reopen(plan, plan.segments[0], "test", drop=[1, 4])
+    shutil.copy(data / "segment=00000" / f"test-{name}", data / "segment=00000" / "stranger-0.parquet")
+    committed = {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet") if "00001" in str(path) or path.name.startswith("test-")}
+    assert translate(prepare(settings), cluster).summary["ok"] == 10
+    assert {path: path.stat().st_mtime_ns for path in committed} == committed
+    assert pictures_of(settings.out) == pictures_of(translated.out)
+    assert ledger.read_commit(plan, plan.segments[0])["translated"] == 2
+    assert verify(plan).is_whole
+
+
+def copied(translated: TranslateSettings, folder: Path) -> TranslateSettings:
+    shutil.copytree(translated.out, folder / "out")
+    return translated.model_copy(update={"out": str(folder / "out")})
+
+
+def pictures_of(out: str) -> list[tuple[object, ...]]:
+    return [(row["row_id"], row["status"], row["image"], row["sha256"]) for row in rows_of(out)]
+
+
+def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out")
+    with pytest.raises(InputError, match=r"--retry-failed: .* holds no translation yet"):
+        prepare(settings.model_copy(update={"retry_failed": True}))
+    assert translate(prepare(settings), cluster).summary["failed"] == 3
+    before = pictures_of(settings.out)
+    (tmp_path / "photos" / "notes.jpg").write_bytes(encode(draw(3, "a", 40), "jpeg"))
+    result = translate(prepare(settings.model_copy(update={"retry_failed": True})), cluster)
+    assert (result.summary["ok"], result.summary["failed"], result.summary["error_types"]) == (
+        10,
+        3,
+        {"empty": 1, "input_changed": 1, "truncated": 1},
+    )
+    assert [picture for picture in pictures_of(settings.out) if picture[1] == "ok"] == [picture for picture in before if picture[1] == "ok"]
+    plan = open_plan(settings.out)
+    assert plan
+    assert [record["translated"] for record in ledger.commits(plan)] == [8, 3]  # the three are all in the second segment
+    assert verify(plan).is_whole
+
+
+def test_a_hopeless_job_stops_early(cluster: Cluster, generator: str, tmp_path: Path) -> None:
+    """As soon as more have failed than may fail of all; what was done stays, and more patience goes on from there."""
+    (tmp_path / "photos").mkdir()
+    for index in range(160):
+        (tmp_path / "photos" / f"{index:03d}.jpg").write_bytes(b"no photo" if index < 40 else encode(draw(index % 8, "a", 96), "jpeg"))
+    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", segment_rows=1000, max_failed_share=0.1, file_rows=2)
+    result = translate(prepare(settings), cluster)
+    assert result.stopped
+    assert "images failed so far, more than --max-failed-share 0.1 of 160" in result.stopped
+    assert result.summary["done"] == 0
+    patient = translate(prepare(settings.model_copy(update={"max_failed_share": 0.5})), cluster)
+    assert (patient.stopped, patient.summary["ok"], patient.summary["failed"]) == (None, 120, 40)
+    plan = open_plan(settings.out)
+    assert plan
+    assert ledger.read_commit(plan, plan.segments[0])["translated"] < 160
+
+
+@pytest.mark.parametrize("kind", ["images", "webdataset"])
+def test_pictures_outside_of_their_rows(cluster: Cluster, translated: TranslateSettings, tmp_path: Path, kind: str) -> None:
+    """The same pictures as in Parquet, where `path` says; and provably whole."""
+    settings = translated.model_copy(update={"out": str(tmp_path / "out"), "format": kind})
+    assert translate(prepare(settings), cluster).summary["ok"] == 10
+    rows = rows_of(settings.out)
+    assert [row["sha256"] for row in rows] == [row["sha256"] for row in rows_of(translated.out)]
+    assert all(row["image"]["bytes"] is None for row in rows if row["image"])  # type: ignore[index, call-overload]
+    for row in rows:
+        if row["image"]:
+            assert hashlib.sha256(read_picture(row["image"])).hexdigest() == row["sha256"]  # type: ignore[arg-type]
+    plan = open_plan(settings.out)
+    assert plan
+    findings = verify(plan)
+    assert (findings.problems, findings.ok, findings.failed) == ([], 10, 3)
+    names = {path.relative_to(tmp_path / "out" / "images").as_posix() for path in (tmp_path / "out" / "images").rglob("*.*")}
+    if kind == "images":
+        assert {"2023/IMG 0.png", "2024/IMG 1.png", "turned.jpg.png"} <= names
+    else:
+        shards = sorted((tmp_path / "out" / "shards").rglob("*.tar"))
+        samples = [name for shard in shards for name in members(shard)]
+        assert sorted(samples) == sorted(f"{row['row_id']:012d}{suffix}" for row in rows if row["image"] for suffix in (".json", ".png"))
+
+
+def members(shard: Path) -> list[str]:
+    with tarfile.open(shard) as tar:
+        return tar.getnames()
+
+
+class Poisonous(SizePolicy):
+    """Ends the process that decodes a photo 26 pixels high, as a fault in a decoder would."""
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        if height == 26:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return height, width
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: str, photos: Path, tmp_path: Path, staged: bool) -> None:
+    """Three of them; all others are translated. Once as on a CPU, once as on GPUs."""
+    settings = settings_for(generator, photos, tmp_path / "out", segment_rows=100)
+    job = dataclasses.replace(prepare(settings), policy=Poisonous())
+    plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=100, settings={})
+    attempt = ledger.begin(plan, plan.segments[0], "test")
+    run_attempt(job, attempt, staged=staged, use_gpu=False, copies=1)
+    record = ledger.commit(attempt, 1.0, {"generators": 1, "cpus": 2.0})
+    assert record["error_types"] == {"kills_its_process": 3, "empty": 1, "not_an_image": 1, "truncated": 1}
+    assert record["ok"] == 7
+
+
+def test_a_dry_run_writes_nothing(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
+    settings = settings_for(generator, photos, tmp_path / "out", dry_run=True, sample=12, price_per_hour=2.0)
+    estimate = dry_run(prepare(settings), cluster)
+    assert not (tmp_path / "out").exists()
+    assert (estimate.inputs, estimate.sample, sum(estimate.error_types.values())) == (13, 12, pytest.approx(3, abs=1))
+    assert estimate.input_bytes == sum(path.stat().st_size for path in photos.rglob("*.*g"))
+    text = "\n".join(estimate.lines())
+    assert re.search(r"^13 images, .*\nrate +[\d.]+ images/s.*\ntime .*\noutput .*\nfailures .*\nprice +0\.\d\d at 2 an hour$", text)
+
+
+def test_photos_come_back_at_their_own_size(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
+    """Translated at 32 pixels, and with what they had of transparency, date and place."""
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[0x0132] = "2024:05:06 07:08:09"
+    with_alpha = np.dstack([draw(0, "a", 70)[:50], np.full((50, 70), 77, np.uint8)])
+    Image.fromarray(with_alpha).save(tmp_path / "photos" / "glass.png", exif=exif)
+    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", size="resize:32", restore_size=True, keep_exif=True)
+    assert translate(prepare(settings), cluster).summary["ok"] == 1
+    (row,) = rows_of(settings.out)
+    image = row["image"]
+    assert isinstance(image, dict)
+    picture = Image.open(io.BytesIO(image["bytes"]))
+    assert (picture.size, picture.mode) == ((70, 50), "RGBA")
+    assert np.asarray(picture)[..., 3].tolist() == with_alpha[..., 3].tolist()
+    assert picture.getexif()[0x0132] == "2024:05:06 07:08:09"
 
 
 @pytest.mark.parametrize(
@@ -180,15 +322,6 @@ def test_resize_keeps_the_shape_of_a_photo(generator: str, photos: Path, tmp_pat
     assert job.policy.target(48, 96) == (32, 64)
 
 
-def test_batching_changes_nothing(generator: str) -> None:
-    """InstanceNorm sees each photo alone."""
-    translator = Translator(load_generator(generator), use_gpu=False, threads=1)
-    photos = np.stack([draw(index, "a", 32) for index in range(3)])
-    together = translator.translate(photos).astype(int)
-    one_by_one = np.concatenate([translator.translate(photo[None]) for photo in photos])
-    assert np.abs(together - one_by_one).max() <= 1
-
-
 def save_deep_generator(folder: Path) -> str:
     """From 16-bit grey to 16-bit grey and alpha."""
     spec = GeneratorSpec(architecture="resnet", channels=4, blocks=1, inputs=1, outputs=2)
@@ -211,10 +344,12 @@ def test_sixteen_bits_in_and_out(cluster: Cluster, tmp_path: Path) -> None:
         source = decode(Path(str(row["source_uri"])).read_bytes(), PixelFormat(1, 16))
         image = row["image"]
         assert isinstance(image, dict)
-        assert image["path"] == Path(str(row["source_uri"])).with_suffix(".tif").name
+        assert image["path"] == Path(str(row["source_uri"])).name + ".tif"
         result = decode(image["bytes"], PixelFormat(2, 16))
         assert np.abs(result.astype(int) - alone(network, source)).max() <= 8
-    for _, before, after in translated_pairs(settings.out):
+    plan = open_plan(settings.out)
+    assert plan
+    for before, after in (pair.shown() for pair in sample_pairs(plan, 2)):
         assert before.shape == after.shape == (32, 32, 3)
         assert before.dtype == after.dtype == np.uint8
     assert "data:image/png" in (tmp_path / "out" / "report.html").read_text()

@@ -1,0 +1,239 @@
+"""What it takes to stop a translation: driver and workers killed at random, again and again; and what is done twice for it.
+
+    .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format parquet|images|webdataset]
+
+1. An undisturbed job, of which the time is taken; first rows must be on disk within 20 s of the first photo that was read.
+2. The same job, killed with SIGKILL at half of that time: 40 % of its rows must count already.
+3. From there on, SIGKILL to the driver or to one of Ray's workers at random moments, `--kills` times over, the same command after each.
+   In the end the ids in data/ must equal the manifest, each once; jobs.verify must find nothing; and of all photos at most 5 % may have
+   been read again. The photos come from an HTTP server in this process, which counts.
+
+About ten minutes on two CPUs. Exit code 1 where something was not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+import pyarrow.parquet as pq
+import torch
+
+from cyclegan import ledger
+from cyclegan.images import encode
+from cyclegan.landscapes import draw
+from cyclegan.networks import GeneratorSpec
+from cyclegan.plan import open_plan
+from cyclegan.verification import verify
+from cyclegan.weights import save_generator
+
+SIZE = 128
+
+
+class Photos(BaseHTTPRequestHandler):
+    """Serves a few scenes under any name, and counts the names."""
+
+    protocol_version = "HTTP/1.1"
+    scenes: ClassVar = [encode(draw(seed, "a", SIZE), "jpeg") for seed in range(16)]
+    asked: ClassVar[Counter[str]] = Counter()
+    first = 0.0
+
+    def do_HEAD(self) -> None:  # as http.server calls it
+        """The size of a photo."""
+        self._answer()
+
+    def do_GET(self) -> None:
+        """A photo."""
+        Photos.first = Photos.first or time.monotonic()
+        Photos.asked[self.path] += 1
+        self.wfile.write(self._answer())
+
+    def _answer(self) -> bytes:
+        data = self.scenes[hash(self.path) % len(self.scenes)]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        return data
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+class Job:
+    """One start of the command."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.started = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float) -> None:
+        """Until it ends, at most so long."""
+        end = time.monotonic() + seconds
+        while not self.is_over() and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """The driver alone; what it had started must see to its own end."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that do a task or hold an actor."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in found if _title(process).startswith("ray::")]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def counted_rows(out: Path) -> int:
+    """Rows that a run would take up now."""
+    plan = open_plan(str(out))
+    if plan is None:
+        return 0
+    done = sum(record["rows"] for record in ledger.commits(plan))
+    for segment in ledger.open_segments(plan):
+        work = Path(plan.work_path(segment))
+        if (work / "attempt.json").exists():
+            before = ledger.read_attempt(plan, segment)
+            attempt = ledger.Attempt(plan, segment, before["token"], tuple(before["kept"]), 0)
+            done += sum(pq.read_metadata(Path(plan.data_path(segment)) / name).num_rows for name in attempt.files())
+    return done
+
+
+def undisturbed(command: list[str], out: Path) -> float:
+    """Seconds of a whole job."""
+    Photos.first = 0.0
+    job = Job(command)
+    while not list(out.glob("data/*/*.parquet")) and not job.is_over():
+        time.sleep(0.1)
+    rows = time.monotonic()
+    job.wait(3600)
+    seconds = time.monotonic() - job.started
+    print(f"1. undisturbed: {seconds:.1f} s; first file {rows - Photos.first:.1f} s after the first photo was read (at most 20)")
+    expect(job.process.returncode == 0 and rows - Photos.first <= 20, "part 1")
+    return seconds
+
+
+def killed_at_half(command: list[str], out: Path, seconds: float, images: int) -> None:
+    """Leaves a job that was killed."""
+    job = Job(command)
+    job.wait(seconds / 2)
+    job.kill()
+    rows = counted_rows(out)
+    print(f"2. killed at half of that time: {rows} of {images} rows count, {rows / images:.1%} (at least 40 %)")
+    expect(rows >= 0.4 * images, "part 2")
+
+
+def killed_again_and_again(command: list[str], out: Path, images: int, kills: int, seconds: float) -> None:
+    """Goes on from wherever `out` is; fresh where it is empty."""
+    done = 0
+    job = Job(command)
+    # kills are spread over the job, wherever in its start or work they meet it
+    while done < kills:
+        job.wait(random.uniform(0.5, 1.7) * (seconds - 8) / kills + (8 if done % 2 == 0 else 0))
+        if job.is_over():
+            print(f"   the job had ended after {done} kills: {job.process.returncode}")
+            break
+        workers = job.workers()
+        if random.random() < 0.5 and workers:
+            victim = random.choice(workers)
+            name = _title(victim)
+            victim.kill()
+        else:
+            name = "driver"
+            job.kill()
+            job = Job(command)
+        done += 1
+        print(f"   kill {done}: {name[:40]}, {counted_rows(out)} rows count", flush=True)
+    job.wait(3600)
+    errors = job.process.stderr.read() if job.process.stderr else ""
+    expect(job.process.returncode == 0, f"the last run ended with {job.process.returncode}: {errors[-2000:]}")
+    ids = sorted(
+        row
+        for path in out.glob("data/*/*.parquet")
+        for row in pq.read_table(path, columns=["row_id"], partitioning=None)["row_id"].to_pylist()
+    )
+    again = sum(Photos.asked.values()) - len(Photos.asked)
+    plan = open_plan(str(out))
+    assert plan
+    findings = verify(plan)
+    print(
+        f"3. {done} kills: {len(ids)} rows, {len(set(ids))} different; {len(findings.problems)} problems; "
+        f"{again} photos read again, {again / images:.2%} (at most 5 %)"
+    )
+    expect(ids == list(range(images)) and findings.is_whole and again <= 0.05 * images, "part 3")
+
+
+failures: list[str] = []
+
+
+def expect(holds: bool, what: str) -> None:
+    """Notes what was not as it must be."""
+    if not holds:
+        failures.append(what)
+        print(f"FAILED: {what}", file=sys.stderr)
+
+
+@contextmanager
+def served(images: int) -> Iterator[list[str]]:
+    """URIs of so many photos."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Photos)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield [f"http://127.0.0.1:{server.server_port}/{number // 1000:03d}/{number:06d}.jpg" for number in range(images)]
+    server.shutdown()
+
+
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--format", default="parquet")
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory() as scratch, served(arguments.images) as uris:
+        root = Path(scratch)
+        torch.manual_seed(0)
+        spec = GeneratorSpec(architecture="seed", norm="batch")
+        save_generator(str(root / "generator"), spec.build(), spec=spec, size=SIZE, direction="a2b", training={})
+        (root / "photos.csv").write_text("uri\n" + "\n".join(uris) + "\n")
+
+        def command(out: str) -> list[str]:
+            options = ["--generator", str(root / "generator"), "--source", str(root / "photos.csv"), "--out", str(root / out)]
+            return [sys.executable, "-m", "jobs.translate", *options, "--format", arguments.format, "--precision", "fp32"]
+
+        seconds = undisturbed(command("undisturbed"), root / "undisturbed")
+        Photos.asked.clear()
+        killed_at_half(command("half"), root / "half", seconds, arguments.images)
+        Photos.asked.clear()
+        killed_again_and_again(command("killed"), root / "killed", arguments.images, arguments.kills, seconds)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""A generator made ready for bulk work on one device.
+
+In: photos of any sizes, uint8 or uint16 (H, W, channels) as the generator takes them. Out: its pixels for each, of the same height and
+width. It is prepared once: BatchNorm is folded away, the arithmetic is the quickest that is exact enough, and how many photos go
+through at once is found out from those that come. What does not fit into memory is halved, a single photo is cut into tiles.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cyclegan.geometry import from_unit_range, pad_to_multiple, to_unit_range
+from cyclegan.images import Pixels
+from cyclegan.tiles import smallest_tile, translate_in_tiles
+from cyclegan.weights import Generator
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, the share that activations may fill; others allocate too."""
+
+MAX_TILE = 1024
+"""Side in pixels of tiles when none is asked for; larger ones gain nothing."""
+
+TILES_AT_ONCE = 4
+"""Tiles of that side that go through together, or as many pixels in smaller ones."""
+
+MAX_BATCH_SIZE = 256
+"""The search for the quickest batch size ends here."""
+
+WORTH_DOUBLING = 1.05
+"""A batch of twice the size must be quicker per photo by this factor."""
+
+TRIALS = 2
+"""Batches of each size that are timed; the first of a new shape is slower."""
+
+Size = tuple[int, int]
+"""Height and width in pixels, padded to multiples of the generator's stride."""
+
+
+class PreparedGenerator:
+    """Generator, ready for bulk inference on one device.
+
+    Args:
+        generator: its weights and its pixels.
+        device: where it runs; the number of threads on a CPU is the caller's.
+        precision: of the arithmetic; `auto` is bf16 where the device has it and all pixels have 8 bits, else fp32.
+        batch_size: photos of one size that go through together; None finds out what is quickest.
+        tile: side in pixels; photos with a longer side go through in tiles of it. None: those that do not fit into memory, in tiles
+            that do.
+        max_pixels: pixels that may go through together; None finds out what fits into memory.
+
+    Attributes:
+        precision: `bf16` or `fp32`, what is in use.
+        tiled: which photos of the last call went through in tiles, by index.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        device: torch.device,
+        *,
+        precision: Precision = "auto",
+        batch_size: int | None = None,
+        tile: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.stride = generator.spec.stride
+        self.output = generator.output
+        self.device = device
+        # bf16 holds 8 bits of a value: too few for pixels of 16
+        exact_enough = generator.input.bits == generator.output.bits == 8 and has_bf16(device)
+        self.precision: Literal["bf16", "fp32"] = ("bf16" if exact_enough else "fp32") if precision == "auto" else precision
+        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.network = prepare_network(generator.build(), device).to(self.dtype)
+        self.tile = tile
+        self.tiled: frozenset[int] = frozenset()
+        self._sizes = BatchSizes(batch_size)
+        self._max_pixels: float = math.inf if max_pixels is None else max_pixels
+        probe = torch.zeros(1, generator.input.channels, *2 * [smallest_tile(self.stride)], device=device, dtype=self.dtype)
+        self._bytes_per_pixel = 0.0 if max_pixels is not None else activation_bytes(self.network, probe)
+        self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @property
+    def batch_size(self) -> int:
+        """Photos that go through together: as asked for, or as found for the size of photo that came last."""
+        return self._sizes.current
+
+    def translate(self, photos: Sequence[Pixels]) -> list[Pixels]:
+        """(H, W, channels) as the generator takes them to (H, W, channels) as it gives them, in the same order.
+
+        Raises:
+            RuntimeError: the memory does not even hold the smallest of tiles (on a GPU torch.cuda.OutOfMemoryError).
+        """
+        padded = [pad_to_multiple(photo, self.stride) for photo in photos]
+        groups: dict[Size, list[int]] = defaultdict(list)
+        for index, (height, width, _) in enumerate(photo.shape for photo in padded):
+            if self.tile is None or max(height, width) <= self.tile:
+                groups[height, width].append(index)
+        results: dict[int, Pixels] = {}
+        for size, members in groups.items():
+            results.update(self._translate_group(padded, size, members))
+        self.tiled = frozenset(range(len(photos))) - results.keys()
+        results.update((index, self._translate_tiled(padded[index])) for index in sorted(self.tiled))
+        return [results[index][: photo.shape[0], : photo.shape[1]] for index, photo in enumerate(photos)]
+
+    def _translate_group(self, padded: Sequence[Pixels], size: Size, members: list[int]) -> Iterator[tuple[int, Pixels]]:
+        """Photos of one size, by index, in batches; leaves out those that are left when not even one fits into memory."""
+        waiting, flying = deque(members), deque[_Flight]()
+        while waiting and (fitting := int(self._limit() // math.prod(size))):
+            number, timed = self._sizes.propose(size, fitting)
+            if timed:  # nothing else shall run meanwhile
+                yield from _land(flying, 0)
+            chunk = [waiting.popleft() for _ in range(min(number, len(waiting)))]
+            started = time.perf_counter()
+            try:
+                flying.append(self._launch(chunk, np.stack([padded[index] for index in chunk])))
+            except RuntimeError as error:
+                self._learn_limit(error, len(chunk) * math.prod(size))
+                waiting.extendleft(reversed(chunk))
+                continue
+            yield from _land(flying, 0 if timed else 1)
+            if timed:
+                self._sizes.note(size, len(chunk), time.perf_counter() - started)
+        yield from _land(flying, 0)
+
+    def _translate_tiled(self, photo: Pixels) -> Pixels:
+        smallest = smallest_tile(self.stride)
+        while True:
+            limit = self._limit()
+            side = self.tile or int(min(MAX_TILE, math.sqrt(limit / TILES_AT_ONCE)))
+            side = max(smallest, int(min(side, math.sqrt(limit))) // self.stride * self.stride)
+            together = max(1, int(min(limit, TILES_AT_ONCE * MAX_TILE**2) // side**2))
+            try:
+                return translate_in_tiles(
+                    self.network, self._forward, photo, stride=self.stride, output=self.output, side=side, batch_size=together
+                )
+            except RuntimeError as error:
+                if (side, together) == (smallest, 1):
+                    raise
+                self._learn_limit(error, together * side**2)
+
+    def _launch(self, members: list[int], photos: Pixels) -> _Flight:
+        """Sends a batch (N, H, W, channels) on its way; on a GPU this returns before it has arrived."""
+        with torch.inference_mode():
+            made = from_unit_range(self._forward(photos), self.output.bits).permute(0, 2, 3, 1).contiguous()
+            if self._uploads is None:
+                return _Flight(members, made, None)
+            host = torch.empty_like(made, device="cpu", pin_memory=True)
+            host.copy_(made, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(torch.cuda.current_stream(self.device))
+        return _Flight(members, host, arrived)
+
+    @torch.inference_mode()
+    def _forward(self, photos: Pixels) -> Tensor:
+        """Pixels (N, H, W, channels), sides multiples of the stride, to float (N, channels, H, W) in [-1, 1] on the device."""
+        batch = self._upload(torch.from_numpy(photos)).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
+        made: Tensor = self.network(to_unit_range(batch).to(self.dtype))
+        return made
+
+    def _upload(self, photos: Tensor) -> Tensor:
+        """On a GPU on a stream of its own, which need not wait for the batch that is being computed."""
+        if self._uploads is None:
+            return photos
+        with torch.cuda.stream(self._uploads):
+            batch = photos.pin_memory().to(self.device, non_blocking=True)
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self._uploads)
+        batch.record_stream(compute)  # its memory is not given away before the computation is over
+        return batch
+
+    def _limit(self) -> float:
+        """Pixels that may go through together now."""
+        if not self._bytes_per_pixel:
+            return self._max_pixels
+        return min(self._max_pixels, MEMORY_SHARE * free_bytes(self.device) / self._bytes_per_pixel)
+
+    def _learn_limit(self, error: RuntimeError, pixels: int) -> None:
+        """Remembers that so many `pixels` were too many; raises any error that says something else."""
+        text = str(error)  # the CPU's allocator has no type of its own for it
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in text and "not enough memory" not in text:
+            raise error
+        self._max_pixels = min(self._max_pixels, pixels // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Flight(NamedTuple):
+    """A batch on its way: which photos, uint8 or uint16 (N, H, W, channels) on the CPU, and on a GPU when they are there."""
+
+    members: list[int]
+    pixels: Tensor
+    arrived: torch.cuda.Event | None
+
+
+def _land(flying: deque[_Flight], left: int) -> Iterator[tuple[int, Pixels]]:
+    """Waits for the first batches until only so many are `left`."""
+    while len(flying) > left:
+        flight = flying.popleft()
+        if flight.arrived is not None:
+            flight.arrived.synchronize()
+        yield from zip(flight.members, flight.pixels.numpy(), strict=True)
+
+
+class BatchSizes:
+    """Finds for each size of photo how many go through at once: doubled as long as that makes more photos a second.
+
+    Args:
+        fixed: this many always, no search.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.current = fixed or 1
+        self._fixed = fixed
+        self._rates: dict[Size, dict[int, list[float]]] = {}
+        self._pixels = 0  # of the batches that were quickest last
+
+    def propose(self, size: Size, fitting: int) -> tuple[int, bool]:
+        """How many photos to take, `fitting` at most, and whether to `note` how long they took."""
+        if self._fixed:
+            return min(self._fixed, fitting), False
+        # a new size begins a step below what is known to be quick for another
+        first = 1 << max(0, min(self._pixels // math.prod(size), MAX_BATCH_SIZE).bit_length() - 2)
+        rates = self._rates.setdefault(size, {first: []})
+        tried = max(rates)
+        self.current = max(rates, key=lambda number: max(rates[number], default=0.0))
+        timed = len(rates[tried]) < TRIALS and tried <= fitting
+        return min(tried if timed else self.current, fitting), timed
+
+    def note(self, size: Size, number: int, seconds: float) -> None:
+        """So many photos took so long; fewer than were proposed, the last of a kind, say nothing."""
+        rates = self._rates[size]
+        tried = max(rates)
+        if number < tried:
+            return
+        rates[tried].append(number / seconds)
+        self.current = max(rates, key=lambda each: max(rates[each]))
+        self._pixels = self.current * math.prod(size)
+        better = max(rates[tried]) > WORTH_DOUBLING * max(rates.get(tried // 2, [0.0]))
+        if len(rates[tried]) == TRIALS and better and tried < MAX_BATCH_SIZE:
+            rates[tried * 2] = []
+
+
+def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network in eval mode, its BatchNorm folded into the convolutions, in the layout in which the device convolves quickest."""
+    for module in list(network.eval().modules()):
+        if isinstance(module, nn.Sequential):
+            _fold_batch_norm(module)
+        if device.type == "cpu":
+            _quicken_instance_norm(module)
+    return network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+
+
+def _fold_batch_norm(layers: nn.Sequential) -> None:
+    """Multiplies each BatchNorm into the convolution right before it, and takes it out."""
+    for index in range(len(layers) - 1, 0, -1):
+        conv, norm = layers[index - 1], layers[index]
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+            layers[index - 1] = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
+            del layers[index]
+
+
+def _quicken_instance_norm(network: nn.Module) -> None:
+    """InstanceNorm as GroupNorm of as many groups as channels: the same, but on a CPU it keeps channels_last, and its sums are finer."""
+    for name, norm in network.named_children():
+        if isinstance(norm, nn.InstanceNorm2d):
+            setattr(network, name, nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, affine=False))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16, not only imitates it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def activation_bytes(network: nn.Module, probe: Tensor) -> float:
+    """Memory that a forward takes at its peak, about, in bytes per pixel of its input: that of the layer with most of it, and some more.
+
+    Measured at 0.9 to 1.2 times that layer's input and output for all architectures.
+    """
+    largest = 0
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, inputs[0].nbytes + output.nbytes)
+
+    hooks = [layer.register_forward_hook(look) for layer in network.modules() if not list(layer.children())]
+    with torch.inference_mode():
+        network(probe)
+    for hook in hooks:
+        hook.remove()
+    return 1.5 * largest / (probe.shape[2] * probe.shape[3])
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can be allocated now; infinite where the system does not say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = math.inf
+    meminfo, control_group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.exists():  # in kB
+        free = next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    limit, used = control_group / "memory.max", control_group / "memory.current"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":  # a container has less than its machine
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return free

@@ -1,0 +1,345 @@
+"""What of a plan is done: rows that count, commits, and the way back from both.
+
+In: a plan, the files that Ray Data left. Out: OUT/work/ while a segment is open, OUT/commits/ once it was read back and found whole.
+
+Ray's row checkpoint says of each data file of one run whether it was finished (its ids are renamed from `.pending` to a plain name). A
+run that takes over counts these files once, writes down their names and what is left to do, and from then on only they and its own
+count: whatever a worker of a killed run still writes is a stranger, and is thrown away at the commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cyclegan import storage
+from cyclegan.ahead import made_ahead
+from cyclegan.plan import STAGES, Plan, Segment, parquet_bytes
+
+Ids = npt.NDArray[np.int64]
+
+_PENDING = ".pending.parquet"
+THREADS = 16
+"""For reading files back; what they wait for is the storage."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run's work on one segment: `kept` files of earlier runs count, `rows` are left to do.
+
+    `mean_size` is that of the inputs in bytes, where it is known.
+    """
+
+    plan: Plan
+    segment: Segment
+    token: str
+    kept: tuple[str, ...]
+    kept_rows: int
+    mean_size: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many inputs this attempt is to translate."""
+        return self.segment.rows - self.kept_rows
+
+    @property
+    def todo_path(self) -> str:
+        """The part of the manifest that is left."""
+        return storage.join(self.plan.work_path(self.segment), self.token, "todo.parquet")
+
+    @property
+    def checkpoint_path(self) -> str:
+        """Ray's row checkpoint."""
+        return storage.join(self.plan.work_path(self.segment), self.token, "written")
+
+    def files(self) -> set[str]:
+        """Names of the data files that count now."""
+        written = _written(self.checkpoint_path)
+        return {name for name in storage.names(self.plan.data_path(self.segment)) if name in self.kept or _base(name) in written}
+
+    def is_current(self) -> bool:
+        """Whether no other run has taken the segment up since; asked by workers before they write."""
+        return bool(read_attempt(self.plan, self.segment)["token"] == self.token)
+
+
+def open_segments(plan: Plan) -> Iterator[Segment]:
+    """The segments that are not committed."""
+    committed = storage.names(storage.join(plan.out, "commits"))
+    return (segment for segment in plan.segments if f"{segment.name}.json" not in committed)
+
+
+def commits(plan: Plan) -> list[dict[str, Any]]:
+    """What was committed so far, in the order of the segments."""
+    committed = storage.names(storage.join(plan.out, "commits"))
+    return [read_commit(plan, segment) for segment in plan.segments if f"{segment.name}.json" in committed]
+
+
+def read_commit(plan: Plan, segment: Segment) -> dict[str, Any]:
+    """The commit of one segment.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is damaged.
+    """
+    record: dict[str, Any] = json.loads(storage.read_text(plan.commit_path(segment)))
+    if not isinstance(record, dict) or not {"fingerprint", "segment", "rows", "files", "shards"} <= record.keys():
+        raise ValueError("holds no commit")
+    return record
+
+
+def read_attempt(plan: Plan, segment: Segment) -> dict[str, Any]:
+    """Of an open segment: the `token` of the run that is, or was last, at work on it, and the files `kept` from before."""
+    path = storage.join(plan.work_path(segment), "attempt.json")
+    record: dict[str, Any] = json.loads(storage.read_text(path)) if storage.exists(path) else {"token": None, "kept": []}
+    return record
+
+
+def begin(plan: Plan, segment: Segment, token: str) -> Attempt:
+    """Takes a segment up: counts what earlier runs finished, deletes what they left unfinished, writes down what is left.
+
+    Args:
+        plan: of OUT.
+        segment: one that is not committed.
+        token: of the run; no two runs share one.
+    """
+    before = read_attempt(plan, segment)
+    written = _written(storage.join(plan.work_path(segment), before["token"], "written")) if before["token"] else set()
+    folder = plan.data_path(segment)
+    found = storage.names(folder)
+    candidates = sorted(name for name in found if name in before["kept"] or _base(name) in written)
+    done = np.zeros(segment.rows, bool)
+    kept = []
+    for name, ids in zip(
+        candidates, made_ahead(lambda name: _read_ids(storage.join(folder, name)), candidates, threads=THREADS), strict=True
+    ):
+        if ids is not None and _fits(ids, segment) and not done[ids - segment.first_row_id].any():
+            done[ids - segment.first_row_id] = True
+            kept.append(name)
+    manifest = pq.read_table(pa.BufferReader(storage.read_bytes(plan.manifest_path(segment))))
+    attempt = Attempt(plan, segment, token, tuple(kept), int(done.sum()), pc.mean(manifest["size"]).as_py())
+    storage.write_bytes(attempt.todo_path, parquet_bytes(manifest.filter(pa.array(~done))))
+    _write_attempt(plan, segment, token, kept)
+    # from here on nothing that an earlier run does counts
+    _remove_all(folder, found - set(kept))
+    _remove_all(plan.work_path(segment), storage.names(plan.work_path(segment)) - {token, "attempt.json"})
+    return attempt
+
+
+def commit(attempt: Attempt, seconds: float, workers: dict[str, float]) -> dict[str, Any]:
+    """Reads a segment back and, if it is whole, says so in OUT/commits; then deletes what is not part of it.
+
+    Args:
+        attempt: at its end.
+        seconds: that it took.
+        workers: how many `generators` and `cpus` it had.
+
+    Returns:
+        The commit: files with rows and hashes, counts by status and by type of error, seconds.
+
+    Raises:
+        RuntimeError: rows are missing or doubled.
+    """
+    plan, segment = attempt.plan, attempt.segment
+    folder, shards = plan.data_path(segment), plan.shards_path(segment)
+    found, found_shards = storage.names(folder), storage.names(shards)
+    names = sorted(attempt.files())
+    facts = list(made_ahead(lambda name: _read_back(folder, name), names, threads=THREADS))
+    _check_ids(plan, segment, np.concatenate([np.empty(0, np.int64), *(fact.ids for fact in facts)]))
+    samples = sum((fact.shards for fact in facts), Counter[str]())
+    record = {
+        "fingerprint": plan.fingerprint,
+        "segment": segment.number,
+        "rows": segment.rows,
+        **_totals(facts),
+        "seconds": round(seconds, 3),
+        "translated": attempt.rows,
+        "workers": workers,
+        "files": [fact.description for fact in facts],
+        "shards": list(
+            made_ahead(lambda name: {"rows": samples[name], **describe(storage.join(shards, name))}, sorted(samples), threads=THREADS)
+        ),
+    }
+    storage.write_text(plan.commit_path(segment), json.dumps(record, indent=2) + "\n")
+    _remove_all(folder, found - set(names))
+    _remove_all(shards, found_shards - set(samples))
+    storage.remove(plan.work_path(segment))
+    return record
+
+
+def reopen(plan: Plan, segment: Segment, token: str, *, drop: Collection[int] = (), lost: Collection[str] = ()) -> None:
+    """Undoes a commit: the rows `drop` and those of the data files and shards `lost` are to be done again, all others stay.
+
+    A shard whose rows don't all stay is given up whole, or its samples would be there twice. Killed in between, this leaves either the
+    commit or an open segment in which every row counts once.
+    """
+    folder = plan.data_path(segment)
+    try:
+        record = read_commit(plan, segment)
+    except ValueError:  # a damaged commit: `begin` finds out which files hold whole rows; shards it would take on trust
+        shards = [{"name": name, "rows": 0} for name in storage.names(plan.shards_path(segment))]
+        record = {"files": [{"name": name} for name in storage.names(folder)], "shards": shards}
+    names = [file["name"] for file in record["files"] if file["name"] not in lost]
+    present = {name: _read_shards(storage.join(folder, name)) for name in names}
+    dropped = pa.array(sorted(drop), pa.int64())
+    stays = Counter[str]()
+    for table in present.values():
+        stays.update(table.filter(pc.invert(pc.is_in(table["row_id"], dropped)))["shard"].drop_null().to_pylist())
+    broken = pa.array([s["name"] for s in record["shards"] if s["name"] in lost or stays[s["name"]] != s["rows"]], pa.string())
+    kept = []
+    for name, table in present.items():
+        goes = pc.or_(pc.is_in(table["row_id"], dropped), pc.fill_null(pc.is_in(table["shard"], broken), False))
+        if not pc.any(goes).as_py():
+            kept.append(name)
+        elif not pc.all(goes).as_py():
+            whole = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))))
+            rest = f"{token}-{name}"
+            storage.write_bytes(storage.join(folder, rest), parquet_bytes(whole.filter(pc.invert(goes))))
+            kept.append(rest)
+    _write_attempt(plan, segment, None, kept)
+    storage.remove(plan.commit_path(segment))
+
+
+def failed_ids(plan: Plan, segment: Segment) -> list[int]:
+    """The ids of a committed segment whose photos failed."""
+    ids: list[int] = []
+    for file in read_commit(plan, segment)["files"]:
+        path = storage.join(plan.data_path(segment), file["name"])
+        table = _read_columns(path, ["row_id", "status"])
+        ids += table.filter(pc.equal(table["status"], "failed"))["row_id"].to_pylist()
+    return ids
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Name, bytes and sha256 of a file, as commits have them.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    data = storage.read_bytes(path)
+    return {"name": path.rpartition("/")[2], "bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+
+def count_rows(path: str) -> tuple[int, int]:
+    """Rows of a data file, and how many of them failed.
+
+    Raises:
+        OSError: it can't be read.
+        pa.ArrowInvalid: it is not finished.
+    """
+    status = _read_columns(path, ["status"])["status"]
+    return len(status), pc.sum(pc.equal(status, "failed")).as_py() or 0
+
+
+def shard_of(path: str | None) -> str | None:
+    """The name of the shard that a row's `image.path` points into: `…/shards/segment=00000/NAME.tar#key.jpg`."""
+    place, mark, _ = (path or "").rpartition(".tar#")
+    return place.rpartition("/")[2] + ".tar" if mark else None
+
+
+@dataclass(frozen=True)
+class _FileFacts:
+    """A data file, read back."""
+
+    description: dict[str, Any]
+    ids: Ids
+    statuses: Counter[str]
+    error_types: Counter[str]
+    notes: Counter[str]
+    shards: Counter[str]
+    stage_seconds: dict[str, float]
+
+
+def _read_back(folder: str, name: str) -> _FileFacts:
+    data = storage.read_bytes(storage.join(folder, name))
+    columns = ["row_id", "status", "error_type", "note", "image.path", "seconds"]
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
+    paths = pc.struct_field(table["image"], "path").to_pylist()
+    seconds = {stage: pc.sum(pc.struct_field(table["seconds"], stage)).as_py() or 0.0 for stage in STAGES}
+    return _FileFacts(
+        description={"name": name, "rows": len(table), "bytes": len(data), "sha256": sha256(data).hexdigest()},
+        ids=table["row_id"].to_numpy(),
+        statuses=Counter(table["status"].to_pylist()),
+        error_types=Counter(table["error_type"].drop_null().to_pylist()),
+        notes=Counter(table["note"].drop_null().to_pylist()),
+        shards=Counter(shard for path in paths if (shard := shard_of(path))),
+        stage_seconds=seconds,
+    )
+
+
+def _totals(facts: Iterable[_FileFacts]) -> dict[str, Any]:
+    facts = list(facts)
+    statuses = sum((fact.statuses for fact in facts), Counter[str]())
+    return {
+        "ok": statuses["ok"],
+        "failed": statuses["failed"],
+        "error_types": dict(sum((fact.error_types for fact in facts), Counter[str]()).most_common()),
+        "notes": dict(sum((fact.notes for fact in facts), Counter[str]()).most_common(20)),
+        "stage_seconds": {stage: round(sum(fact.stage_seconds[stage] for fact in facts), 3) for stage in STAGES},
+    }
+
+
+def _check_ids(plan: Plan, segment: Segment, ids: Ids) -> None:
+    here = ids[(ids >= segment.first_row_id) & (ids < segment.first_row_id + segment.rows)]
+    missing = segment.rows - len(np.unique(here))
+    surplus = len(ids) - (segment.rows - missing)
+    if missing or surplus:
+        raise RuntimeError(
+            f"{plan.data_path(segment)}: {missing} rows missing, {surplus} doubled or foreign; the same command does it again"
+        )
+
+
+def _fits(ids: Ids, segment: Segment) -> bool:
+    inside = bool(((ids >= segment.first_row_id) & (ids < segment.first_row_id + segment.rows)).all())
+    return inside and len(np.unique(ids)) == len(ids)
+
+
+def _base(name: str) -> str:
+    """What Ray calls the write of a data file: `BASE-0.parquet` -> `BASE`."""
+    return name.removesuffix(".parquet").rpartition("-")[0]
+
+
+def _written(checkpoint: str) -> set[str]:
+    """The writes that Ray finished: ids under a plain name, no longer a pending one."""
+    return {name.removesuffix(".parquet") for name in storage.names(checkpoint) if not name.endswith(_PENDING)}
+
+
+def _write_attempt(plan: Plan, segment: Segment, token: str | None, kept: list[str]) -> None:
+    path = storage.join(plan.work_path(segment), "attempt.json")
+    storage.write_text(path, json.dumps({"token": token, "kept": kept}) + "\n")
+
+
+def _read_columns(path: str, columns: list[str]) -> pa.Table:
+    filesystem, place = storage.open_filesystem(path)
+    with storage.reaching(path), filesystem.open(place) as file:
+        return pq.ParquetFile(file).read(columns=columns)
+
+
+def _read_ids(path: str) -> Ids | None:
+    """The ids of a data file; None where it is damaged."""
+    try:
+        ids: Ids = _read_columns(path, ["row_id"])["row_id"].to_numpy()
+    except (pa.ArrowInvalid, KeyError):
+        return None
+    return ids
+
+
+def _read_shards(path: str) -> pa.Table:
+    """Columns `row_id` and `shard`, which is null where the image is elsewhere."""
+    table = _read_columns(path, ["row_id", "image.path"])
+    shards = [shard_of(place) for place in pc.struct_field(table["image"], "path").to_pylist()]
+    return pa.table({"row_id": table["row_id"], "shard": pa.array(shards, pa.string())})
+
+
+def _remove_all(folder: str, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        storage.remove(storage.join(folder, name))
