@@ -22,7 +22,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
 from cyclegan import colour
 from cyclegan.pixels import PixelFormat, Pixels, Source
@@ -53,12 +53,15 @@ def tiff_page(data: bytes) -> TiffPage | None:
         return None
 
 
-def read_tiff(page: TiffPage, wanted: PixelFormat) -> Source:
-    """Such a page. Raises whatever a broken one provokes."""
+def read_tiff(page: TiffPage, data: bytes, wanted: PixelFormat) -> Source:
+    """Such a page of a file. Raises whatever a broken one provokes."""
     if len(page.dataoffsets) < math.prod(page.chunked):
-        raise ValueError("strips or tiles are missing")  # tifffile would take them as black
-    planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (1, H, W, bands), or (bands, H, W, 1) where they are stored apart
-    values = np.moveaxis(planes, 0, -1).reshape(*planes.shape[1:3], -1)
+        raise ValueError("strips or tiles are missing")  # which would be taken as black
+    # by libtiff: a broken LZW stream ends the process in the decoder that tifffile takes
+    values = imagecodecs.tiff_decode(data)
+    if page.planarconfig == PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
+        values = np.moveaxis(values, 0, -1)
+    values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
     if values.shape[2] == 4 and page.extrasamples[-1:] == (EXTRASAMPLE.UNSPECIFIED,) and wanted.channels < 4:
         values = values[..., :3]  # a band that is not said to be alpha, such as infrared
     profile = page.tags.valueof(34675)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 import ray.data
@@ -84,7 +85,8 @@ def dry_run(job: TranslateJob, cluster: Cluster) -> Estimate:
     output_bytes = 0
     error_types: Counter[str] = Counter()
     times, counts = [time.monotonic()], [0]
-    for block in translated.iter_batches(batch_size=None, batch_format="pyarrow"):
+    blocks: Iterable[Any] = translated.iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
         times.append(time.monotonic())
         counts.append(len(block))
         output_bytes += pc.sum(pc.binary_length(pc.struct_field(block["image"], "bytes"))).as_py() or 0

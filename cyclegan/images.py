@@ -143,7 +143,7 @@ def _read_tiff(page: TiffPage, data: bytes, wanted: PixelFormat) -> _Found:
     with _blaming("TIFF", "truncated"):
         width, height = max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength)
         _refuse_too_large(width, height, page.samplesperpixel * np.dtype(page.dtype).itemsize)
-        source = deep.read_tiff(page, wanted)
+        source = deep.read_tiff(page, data, wanted)
     exif = Image.Exif()
     exif.bigtiff, exif.endian = page.parent.is_bigtiff, page.parent.byteorder
     frames = 1

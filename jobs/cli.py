@@ -43,7 +43,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, such as from a scheduler that wants the machine back: it ends a job as Ctrl-C does."""
 
 
-def _terminate(signum: int, frame: object) -> None:
+def _terminate(*_: object) -> None:
     raise _Terminated
 
 

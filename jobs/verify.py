@@ -20,7 +20,7 @@ _SHOWN = 50
 
 
 def main(argv: Sequence[str]) -> int:
-    """Verifies; 0 where all is whole, 1 where it is not (any more)."""
+    """Verifies; 0 where all is whole, 1 where it is not."""
     settings = parse(VerifySettings, "verify", argv)
     from cyclegan import lease, plan, storage, verification
 
@@ -48,13 +48,10 @@ def main(argv: Sequence[str]) -> int:
 def _say(findings: Findings) -> None:
     for problem in findings.problems[:_SHOWN]:
         print(problem, file=sys.stderr)
-    if len(findings.problems) > _SHOWN:
-        print(f"and {len(findings.problems) - _SHOWN} more", file=sys.stderr)
-    print(
-        f"planned {findings.planned} = {findings.ok} ok + {findings.failed} failed: whole"
-        if findings.is_whole
-        else f"planned {findings.planned}, {findings.ok} ok, {findings.failed} failed, {len(findings.problems)} problems: not whole"
-    )
+    if findings.is_whole:
+        print(f"planned {findings.planned} = {findings.ok} ok + {findings.failed} failed: whole")
+    else:
+        print(f"planned {findings.planned}, {findings.ok} ok, {findings.failed} failed, {len(findings.problems)} problems: not whole")
 
 
 if __name__ == "__main__":

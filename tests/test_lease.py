@@ -78,5 +78,5 @@ def test_whoever_is_replaced_stops(tmp_path: Path) -> None:
 
 def test_an_unreachable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="--out .*/file/out: "), lease.hold(str(tmp_path / "file" / "out")):
+    with pytest.raises(InputError, match=r"--out .*/file/out: "), lease.hold(str(tmp_path / "file" / "out")):
         pass

@@ -221,7 +221,7 @@ def test_pictures_outside_of_their_rows(cluster: Cluster, translated: TranslateS
     assert translate(prepare(settings), cluster).summary["ok"] == 10
     rows = rows_of(settings.out)
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in rows_of(translated.out)]
-    assert all(row["image"]["bytes"] is None for row in rows if row["image"])  # type: ignore[index, call-overload]
+    assert all(row["image"]["bytes"] is None for row in rows if row["image"])  # type: ignore[index]
     for row in rows:
         if row["image"]:
             assert hashlib.sha256(read_picture(row["image"])).hexdigest() == row["sha256"]  # type: ignore[arg-type]
@@ -269,7 +269,7 @@ def test_a_dry_run_writes_nothing(cluster: Cluster, generator: str, photos: Path
     settings = settings_for(generator, photos, tmp_path / "out", dry_run=True, sample=12, price_per_hour=2.0)
     estimate = dry_run(prepare(settings), cluster)
     assert not (tmp_path / "out").exists()
-    assert (estimate.inputs, estimate.sample, sum(estimate.error_types.values())) == (13, 12, pytest.approx(3, abs=1))
+    assert (estimate.inputs, estimate.sample, sum(estimate.error_types.values()) in (2, 3)) == (13, 12, True)
     assert estimate.input_bytes == sum(path.stat().st_size for path in photos.rglob("*.*g"))
     text = "\n".join(estimate.lines())
     assert re.search(r"^13 images, .*\nrate +[\d.]+ images/s.*\ntime .*\noutput .*\nfailures .*\nprice +0\.\d\d at 2 an hour$", text)
