@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 152_000_000
-"""A file whose header promises more is refused before it is decoded. Where a reader holds more than 4 bytes a pixel, fewer are decoded."""
+"""A file whose header promises more is refused before it is decoded. Where a pixel takes more than 4 bytes, read or wanted, fewer are."""
 
 _HEAVY = {"WEBP": 8, "AVIF": 8, "JPEG2000": 8}
 """For readers that hold canvases of their own or 4 bytes a value: as if so many bytes a pixel."""
@@ -99,7 +99,7 @@ def read_photo(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings on odd files; what matters becomes an ImageError
         page = deep.tiff_page(data)
-        found = _read_tiff(page, data, wanted) if page else _read(data, shorter_side)
+        found = _read_tiff(page, data, wanted) if page else _read(data, wanted, shorter_side)
         orientation = orientation_of(found.exif)
         with _blaming(found.kind, "unsupported_mode"):
             pixels, alpha = assemble(found.source, orientation, wanted, keep_alpha)
@@ -121,15 +121,15 @@ class _Found:
     frames: str | None
 
 
-def _read(data: bytes, shorter_side: int | None) -> _Found:
-    image = _open(data)
+def _read(data: bytes, wanted: PixelFormat, shorter_side: int | None) -> _Found:
+    image = _open(data, wanted)
     kind, profile = str(image.format), image.info.get("icc_profile")
     if _is_deep_png(image, data):
         height, width = image.height, image.width
         with _blaming(kind, "truncated"):
             source = deep.read_png(data, profile)
     else:
-        height, width = _load(image, kind, shorter_side)
+        height, width = _load(image, wanted, shorter_side)
         with _blaming(kind, "unsupported_mode"):
             # `F`, `I` and `I;16` of any order of bytes hold more than 8 bits
             is_deep = image.mode[0] in "FI"
@@ -142,7 +142,7 @@ def _read(data: bytes, shorter_side: int | None) -> _Found:
 def _read_tiff(page: TiffPage, data: bytes, wanted: PixelFormat) -> _Found:
     with _blaming("TIFF", "truncated"):
         width, height = max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength)
-        _refuse_too_large(width, height, page.samplesperpixel * np.dtype(page.dtype).itemsize)
+        _refuse_too_large(width, height, page.samplesperpixel * np.dtype(page.dtype).itemsize, wanted)
         source = deep.read_tiff(page, data, wanted)
     exif = Image.Exif()
     exif.bigtiff, exif.endian = page.parent.is_bigtiff, page.parent.byteorder
@@ -153,7 +153,7 @@ def _read_tiff(page: TiffPage, data: bytes, wanted: PixelFormat) -> _Found:
     return _Found("TIFF", source, source.height, source.width, exif, _first_of(frames))
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, wanted: PixelFormat) -> Image.Image:
     """The header, of a size that may be decoded."""
     try:
         image = Image.open(io.BytesIO(data))
@@ -169,7 +169,9 @@ def _open(data: bytes) -> Image.Image:
         # tiles may be larger than the picture, and are decoded whole
         tags = getattr(image, "tag_v2", {})
         tile_width, tile_height = (tags.get(tag, 0) for tag in (322, 323))
-        _refuse_too_large(max(image.width, tile_width), max(image.height, tile_height), _held(image, data))
+        _refuse_too_large(max(image.width, tile_width), max(image.height, tile_height), _held(image, data), wanted)
+        if tags and max(tile.extents[3] for tile in image.tile if tile.extents) < image.height:
+            raise ValueError("strips are missing")  # which would be taken as black
     return image
 
 
@@ -184,23 +186,24 @@ def _is_deep_png(image: Image.Image, data: bytes) -> bool:
     return image.format == "PNG" and data[24:25] == b"\x10"
 
 
-def _load(image: Image.Image, kind: str, shorter_side: int | None) -> tuple[int, int]:
+def _load(image: Image.Image, wanted: PixelFormat, shorter_side: int | None) -> tuple[int, int]:
     """Decodes the pixels; the height and the width of the whole file."""
     size = image.size
     is_jpeg = isinstance(image, JpegImageFile)
     if shorter_side and is_jpeg:
         image.draft(None, (2 * shorter_side, 2 * shorter_side))
-    with _blaming(kind, "truncated"):
+    with _blaming(str(image.format), "truncated"):
         image.load()
     width, height = size if is_jpeg else image.size  # that of an icon is known only now
-    _refuse_too_large(width, height)
+    _refuse_too_large(width, height, 4, wanted)
     return height, width
 
 
-def _refuse_too_large(width: int, height: int, held: int = 4) -> None:
+def _refuse_too_large(width: int, height: int, held: int, wanted: PixelFormat) -> None:
     """Before anything is decoded; `held` is the bytes a pixel that the reader holds."""
-    most = MAX_PIXELS * 4 // max(held, 4)
-    if width * height > most:
+    each = max(held, 4, wanted.bits // 2)  # the result takes up to 4 or 8, with alpha
+    most = MAX_PIXELS * 4 // each
+    if (width + 4) * height > most:  # a row takes 8 bytes besides, which tells where it is narrow
         raise ImageError("too_large", f"{width}x{height} pixels; at most {most} of such are decoded")
 
 

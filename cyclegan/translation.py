@@ -10,14 +10,12 @@ only take the CPU from each other, and what one process does in turn is on disk 
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,11 +36,12 @@ from cyclegan.geometry import SizePolicy
 from cyclegan.lease import Lease, hold
 from cyclegan.ledger import Attempt
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
-from cyclegan.progress import Line, duration, every
+from cyclegan.progress import every
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
 from cyclegan.stages import CHUNK_BYTES, Judge, Recipe, Translator, encode, load
 from cyclegan.translation_report import SHEET_PAIRS, finished, summarise, write_report
+from cyclegan.watch import Watch
 from cyclegan.weights import Generator, load_generator
 
 log = logging.getLogger(__name__)
@@ -231,6 +230,8 @@ def _translate_segment(
             if watch.hopeless:
                 return watch.hopeless
             raise
+        finally:
+            watch.line.end()
     lease.check()
     record = ledger.commit(attempt, time.monotonic() - started, {"generators": copies, "cpus": cluster.cpus})
     log.info(
@@ -403,62 +404,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(cause))
             yield cause
             waiting += [getattr(cause, "cause", None), cause.__cause__]
-
-
-class Watch:
-    """Looks after an attempt from a thread of its own: shows how it goes, and interrupts it when there is no point in going on.
-
-    Args:
-        max_failed_share: of all photos of the plan.
-        attempt: under way.
-        lease: that it needs.
-    """
-
-    def __init__(self, max_failed_share: float, attempt: Attempt, lease: Lease) -> None:
-        self.max_failed_share, self.attempt, self.lease = max_failed_share, attempt, lease
-        self.problem: StoppedError | None = None
-        self.hopeless: str | None = None
-        self.line = Line()
-        self.started = time.monotonic()
-        committed = ledger.commits(attempt.plan)
-        self.done_before = sum(record["rows"] for record in committed)
-        self.failed_before = sum(record["failed"] for record in committed)
-        self._files: dict[str, tuple[int, int]] = {}
-        self._looks: deque[tuple[float, int]] = deque([(self.started, 0)], maxlen=20)
-        self._calls = 0
-        self._interrupted = False
-
-    def __call__(self) -> None:
-        """Counts what is on disk, from the files themselves; every few calls, for a storage may be slow to list."""
-        self._calls += 1
-        if self._calls % 3 == 1:
-            self._look()
-
-    def _look(self) -> None:
-        plan, folder = self.attempt.plan, self.attempt.plan.data_path(self.attempt.segment)
-        for name in storage.names(folder) - self._files.keys():
-            with suppress(pa.ArrowInvalid):  # a file that is not finished
-                self._files[name] = ledger.count_rows(storage.join(folder, name))
-        here = sum(rows for rows, _ in self._files.values())
-        done = self.done_before + here
-        failed = self.failed_before + sum(failed for _, failed in self._files.values())
-        self._looks.append((time.monotonic(), here - self.attempt.kept_rows))
-        (since, before), (now, new) = self._looks[0], self._looks[-1]
-        if new > before:
-            rate = (new - before) / (now - since)
-            left = duration((plan.rows - done) / rate)
-            self.line.show(f"{done} of {plan.rows} images  {rate:.1f} images/s  {failed} failed  {left} left")
-        if failed > self.max_failed_share * plan.rows:
-            self.hopeless = (
-                f"{failed} of {done} images failed so far, more than --max-failed-share {self.max_failed_share:g} of {plan.rows}"
-            )
-        try:
-            self.lease.check()
-        except StoppedError as problem:
-            self.problem = problem
-        if (self.problem or self.hopeless) and done < plan.rows and not self._interrupted:
-            self._interrupted = True
-            _thread.interrupt_main()
 
 
 def _rebuild(pictures: pa.Table, reverse: Generator, use_gpu: bool) -> pa.Table:

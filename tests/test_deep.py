@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from tifffile import TiffFile
 
-from cyclegan.images import PixelFormat, decode, read_photo
-from tests.test_images import tiff
+from cyclegan.images import ImageError, PixelFormat, decode, read_photo
+from tests.test_images import noise, tiff
 
 GREY16 = PixelFormat(1, 16)
 
@@ -69,3 +71,14 @@ def test_a_large_float_is_scaled_as_a_whole() -> None:
     ramp = np.linspace(-5, 5, 1200 * 1000, dtype=np.float32).reshape(1200, 1000)
     pixels = decode(tiff(ramp, photometric="minisblack", planarconfig=None), GREY16)[..., 0]
     assert np.abs(pixels - np.linspace(0, 65535, ramp.size).reshape(ramp.shape)).max() <= 1
+
+
+def test_a_broken_lzw_stream_does_not_end_the_process() -> None:
+    """As it does in the decoder that tifffile takes: a stream of chance, one of those that it overruns."""
+    whole = tiff(noise(PixelFormat(4, 16)), photometric="rgb", compression="lzw")
+    page = TiffFile(io.BytesIO(whole)).pages.first
+    start, length = page.dataoffsets[0], page.databytecounts[0]
+    stream = b"\x80" + np.random.default_rng(2111).bytes(3000)
+    with pytest.raises(ImageError) as caught:
+        decode(whole[:start] + stream[:length].ljust(length, b"\0") + whole[start + length :])
+    assert caught.value.error_type == "truncated"

@@ -397,6 +397,7 @@ WIDTH, HEIGHT, TILE_WIDTH = 256, 257, 322
         (promised_tiff(TILE_WIDTH, 16_000_000, tile=(16, 16), compression="zlib"), "too_large"),
         (promised_tiff(WIDTH, 3_000), "truncated"),
         (promised_tiff(HEIGHT, 3_000_000), "truncated"),
+        (promised_tiff(HEIGHT, 3_000_000, bits=8), "truncated"),
         (encode(noise(PixelFormat(2, 16)), "tiff")[:-40], "truncated"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -440,6 +441,18 @@ def test_more_than_may_be_decoded_is_refused_before_it_is(data: bytes, shorter_s
     with pytest.raises(ImageError) as caught:
         read_photo(data, shorter_side=shorter_side)
     assert caught.value.error_type == "too_large"
+
+
+def test_what_is_wanted_counts_too() -> None:
+    for wanted, error_type in ((PixelFormat(), "truncated"), (PixelFormat(3, 16), "too_large")):
+        with pytest.raises(ImageError) as caught:
+            decode(promised_size(9_000, 9_000), wanted)
+        assert caught.value.error_type == error_type
+
+
+def test_rows_count_where_they_are_narrow() -> None:
+    with pytest.raises(ImageError, match="1x100000000 pixels"):
+        decode(promised_size(1, 100_000_000))
 
 
 def test_a_huge_jpeg_is_refused_even_at_reduced_scale() -> None:

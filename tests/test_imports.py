@@ -16,7 +16,7 @@ PARTS = {
     *("colour", "deep", "encoding", "exif", "images", "mislabelled", "pixels"),
     *("archives", "files", "image_tables", "manifests", "sources"),
 }
-KEPT = {"inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles", "translation_report", "verification", "weights"}
+KEPT = {"inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles", "translation_report", "verification", "watch", "weights"}
 PIPELINES = {"training", "translation", "evaluation"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {"geometry", "images", "tiles", "weights"},
     "stages": PARTS | {"inference", "ledger", "plan", "sinks", "weights"},
     "verification": {"ahead", "errors", "ledger", "plan", "storage"},
+    "watch": {"errors", "lease", "ledger", "progress", "storage"},
     "translation_report": {"images", "ledger", "plan", "progress", "report", "sinks", "sources", "storage"},
     "run": PARTS | {"model", "weights"},
     "demo": PARTS | {"run"},

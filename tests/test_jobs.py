@@ -50,6 +50,8 @@ BAD_INPUT = [
     (TRANSLATE.replace("photo.pth", "nothing"), "nothing: no such file or folder"),
     (TRANSLATE + " --format bmp", "--format bmp"),
     ("jobs.evaluate --generated {0}/a --real {0}/b", "--paired"),
+    ("jobs.verify {0}/mine", "mine: holds no plan.json"),
+    ("jobs.verify", "the following arguments are required: OUT"),
     ("jobs.demo --out {0}/mine", "mine: is not empty and holds no demo"),
 ]
 
@@ -89,7 +91,8 @@ def test_results_are_not_written_into_a_clusters_passing_copy(tmp_path: Path, mo
     assert parse(TranslateSettings, "translate", [*words, "s3://bucket/translated"]).out == "s3://bucket/translated"
 
 
-def test_too_many_failed_images_is_exit_code_3(bench: Path, tmp_path: Path) -> None:
+def test_failures_are_an_exit_code_and_damage_is_found_and_repaired(bench: Path, tmp_path: Path) -> None:
+    """Too many failed images are exit code 3; what is lost afterwards is exit code 1 of jobs.verify until it is repaired."""
     torch.save(GeneratorSpec(architecture="resnet", channels=4, blocks=6).build().state_dict(), tmp_path / "latest_net_G.pth")
     (tmp_path / "photos").mkdir()
     for index, path in enumerate(sorted((bench / "a").iterdir())[:3]):
@@ -108,9 +111,19 @@ def test_too_many_failed_images_is_exit_code_3(bench: Path, tmp_path: Path) -> N
     assert done.returncode == 3, done.stderr
     assert "3 ok, 1 failed of 4" in done.stdout
     assert "--max-failed-share 0.01" in done.stderr
+    whole = "planned 4 = 3 ok + 1 failed: whole\n"
+    verified = job("jobs.verify", f"{tmp_path}/out")
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, whole, "")
+    (lost,) = (tmp_path / "out" / "data").rglob("*.parquet")
+    lost.unlink()
+    damaged = job("jobs.verify", f"{tmp_path}/out")
+    assert damaged.returncode == 1
+    assert f"missing: {lost}: the file is gone\n" in damaged.stderr
+    repaired = job("jobs.verify", f"{tmp_path}/out", "--repair")
+    assert (repaired.returncode, repaired.stdout.splitlines(keepends=True)[-1]) == (0, whole)
 
 
-@pytest.mark.parametrize("name", ["train", "translate", "evaluate", "demo"])
+@pytest.mark.parametrize("name", ["train", "translate", "verify", "evaluate", "demo"])
 def test_help(name: str) -> None:
     done = job(f"jobs.{name}", "--help")
     assert done.returncode == 0
