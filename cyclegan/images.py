@@ -170,7 +170,7 @@ def _open(data: bytes, wanted: PixelFormat) -> Image.Image:
         tags = getattr(image, "tag_v2", {})
         tile_width, tile_height = (tags.get(tag, 0) for tag in (322, 323))
         _refuse_too_large(max(image.width, tile_width), max(image.height, tile_height), _held(image, data), wanted)
-        if tags and max(tile.extents[3] for tile in image.tile if tile.extents) < image.height:
+        if tags and max(tile.extents[3] for tile in image.tile if tile.extents) < tags[257]:
             raise ValueError("strips are missing")  # which would be taken as black
     return image
 
@@ -203,7 +203,7 @@ def _refuse_too_large(width: int, height: int, held: int, wanted: PixelFormat) -
     """Before anything is decoded; `held` is the bytes a pixel that the reader holds."""
     each = max(held, 4, wanted.bits // 2)  # the result takes up to 4 or 8, with alpha
     most = MAX_PIXELS * 4 // each
-    if (width + 4) * height > most:  # a row takes 8 bytes besides, which tells where it is narrow
+    if max(width, 16) * height > most:  # each row takes 8 bytes besides, which tells where rows are narrow
         raise ImageError("too_large", f"{width}x{height} pixels; at most {most} of such are decoded")
 
 

@@ -100,7 +100,7 @@ def read_commit(plan: Plan, segment: Segment) -> dict[str, Any]:
 def read_attempt(plan: Plan, segment: Segment) -> dict[str, Any]:
     """Of an open segment: the `token` of the run that is, or was last, at work on it, and the files `kept` from before."""
     path = storage.join(plan.work_path(segment), "attempt.json")
-    record: dict[str, Any] = json.loads(storage.read_text(path)) if storage.exists(path) else {"token": None, "kept": []}
+    record: dict[str, Any] = json.loads(storage.read_text(path)) if storage.exists(path) else {"token": None, "kept": [], "renewed": []}
     return record
 
 
@@ -127,8 +127,9 @@ def begin(plan: Plan, segment: Segment, token: str) -> Attempt:
             kept.append(name)
     manifest = pq.read_table(pa.BufferReader(storage.read_bytes(plan.manifest_path(segment))))
     attempt = Attempt(plan, segment, token, tuple(kept), int(done.sum()), pc.mean(manifest["size"]).as_py())
-    storage.write_bytes(attempt.todo_path, parquet_bytes(manifest.filter(pa.array(~done))))
-    _write_attempt(plan, segment, token, kept)
+    todo = _as_they_are_now(manifest.filter(pa.array(~done)), before["renewed"])
+    storage.write_bytes(attempt.todo_path, parquet_bytes(todo))
+    _write_attempt(plan, segment, token, kept, before["renewed"])
     # from here on nothing that an earlier run does counts
     _remove_all(folder, found - set(kept))
     _remove_all(plan.work_path(segment), storage.names(plan.work_path(segment)) - {token, "attempt.json"})
@@ -176,8 +177,12 @@ def commit(attempt: Attempt, seconds: float, workers: dict[str, float]) -> dict[
     return record
 
 
-def reopen(plan: Plan, segment: Segment, token: str, *, drop: Collection[int] = (), lost: Collection[str] = ()) -> None:
+def reopen(
+    plan: Plan, segment: Segment, token: str, *, drop: Collection[int] = (), lost: Collection[str] = (), renew: bool = False
+) -> None:
     """Undoes a commit: the rows `drop` and those of the data files and shards `lost` are to be done again, all others stay.
+
+    With `renew` the inputs of the rows `drop` may have been replaced since they were listed: nothing has come of them so far.
 
     A shard whose rows don't all stay is given up whole, or its samples would be there twice. Killed in between, this leaves either the
     commit or an open segment in which every row counts once.
@@ -205,7 +210,7 @@ def reopen(plan: Plan, segment: Segment, token: str, *, drop: Collection[int] = 
             rest = f"{token}-{name}"
             storage.write_bytes(storage.join(folder, rest), parquet_bytes(whole.filter(pc.invert(goes))))
             kept.append(rest)
-    _write_attempt(plan, segment, None, kept)
+    _write_attempt(plan, segment, None, kept, sorted(drop) if renew else [])
     storage.remove(plan.commit_path(segment))
 
 
@@ -313,9 +318,18 @@ def _written(checkpoint: str) -> set[str]:
     return {name.removesuffix(".parquet") for name in storage.names(checkpoint) if not name.endswith(_PENDING)}
 
 
-def _write_attempt(plan: Plan, segment: Segment, token: str | None, kept: list[str]) -> None:
+def _write_attempt(plan: Plan, segment: Segment, token: str | None, kept: list[str], renewed: list[int]) -> None:
     path = storage.join(plan.work_path(segment), "attempt.json")
-    storage.write_text(path, json.dumps({"token": token, "kept": kept}) + "\n")
+    storage.write_text(path, json.dumps({"token": token, "kept": kept, "renewed": renewed}) + "\n")
+
+
+def _as_they_are_now(manifest: pa.Table, renewed: list[int]) -> pa.Table:
+    """Forgets of some inputs how large and of which version they were; of a part of an archive only the latter, for it is found by both."""
+    chosen = pc.is_in(manifest["row_id"], pa.array(renewed, pa.int64()))
+    sizes = pc.if_else(pc.and_(chosen, pc.is_null(manifest["container"])), pa.scalar(None, pa.int64()), manifest["size"])
+    versions = pc.if_else(chosen, "", manifest["version"])
+    columns = {**{name: manifest[name] for name in manifest.column_names}, "size": sizes, "version": versions}
+    return pa.table(columns, schema=manifest.schema)
 
 
 def _read_columns(path: str, columns: list[str]) -> pa.Table:

@@ -210,7 +210,7 @@ def _reopen_failed(plan: Plan, lease: Lease) -> None:
     for record in ledger.commits(plan):
         if record["failed"]:
             segment = plan.segments[record["segment"]]
-            ledger.reopen(plan, segment, lease.token, drop=ledger.failed_ids(plan, segment))
+            ledger.reopen(plan, segment, lease.token, drop=ledger.failed_ids(plan, segment), renew=True)
 
 
 def _translate_segment(
@@ -383,10 +383,10 @@ def _stopping(out: str) -> Iterator[None]:
     except (InputError, StoppedError):
         raise
     except Exception as error:
-        for cause in _causes(error):
+        for cause in reversed(list(_causes(error))):  # the innermost says it in its own words
             if isinstance(cause, StoppedError):
                 raise StoppedError(str(cause)) from error
-            if isinstance(cause, OSError | pa.ArrowInvalid) or "disk quota" in str(cause).lower():
+            if isinstance(cause, OSError):
                 reason = str(cause).strip().splitlines()[-1]
                 raise StoppedError(
                     f"{out}: {reason}; what is written is whole, and the same command goes on once this is mended"

@@ -185,12 +185,10 @@ def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, ph
     before = pictures_of(settings.out)
     (tmp_path / "photos" / "notes.jpg").write_bytes(encode(draw(3, "a", 40), "jpeg"))
     result = translate(prepare(settings.model_copy(update={"retry_failed": True})), cluster)
-    assert (result.summary["ok"], result.summary["failed"], result.summary["error_types"]) == (
-        10,
-        3,
-        {"empty": 1, "input_changed": 1, "truncated": 1},
-    )
-    assert [picture for picture in pictures_of(settings.out) if picture[1] == "ok"] == [picture for picture in before if picture[1] == "ok"]
+    # a failed photo may have been replaced by one that is none
+    assert (result.summary["ok"], result.summary["error_types"]) == (11, {"empty": 1, "truncated": 1})
+    after = {picture[0]: picture for picture in pictures_of(settings.out)}
+    assert all(after[picture[0]] == picture for picture in before if picture[1] == "ok")
     plan = open_plan(settings.out)
     assert plan
     assert [record["translated"] for record in ledger.commits(plan)] == [8, 3]  # the three are all in the second segment
