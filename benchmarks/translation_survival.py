@@ -1,6 +1,6 @@
 """What it takes to stop a translation: driver and workers killed at random, again and again; and what is done twice for it.
 
-    .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format parquet|images|webdataset]
+    .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format parquet|images|webdataset] [--seconds S]
 
 1. An undisturbed job, of which the time is taken; first rows must be on disk within 20 s of the first photo that was read.
 2. The same job, killed with SIGKILL at half of that time: 40 % of its rows must count already.
@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--format", default="parquet")
+    parser.add_argument("--seconds", type=float, help="what part 1 has found before; leaves out parts 1 and 2")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -237,9 +238,10 @@ def main() -> int:
             options = ["--generator", str(root / "generator"), "--source", str(root / "photos.csv"), "--out", str(root / out)]
             return [sys.executable, "-m", "jobs.translate", *options, "--format", arguments.format, "--precision", "fp32"]
 
-        seconds = undisturbed(command("undisturbed"), root / "undisturbed")
-        Photos.asked.clear()
-        killed_at_half(command("half"), root / "half", seconds, arguments.images)
+        seconds = arguments.seconds
+        if seconds is None:
+            seconds = undisturbed(command("undisturbed"), root / "undisturbed")
+            killed_at_half(command("half"), root / "half", seconds, arguments.images)
         Photos.asked.clear()
         killed_again_and_again(command("killed"), root / "killed", arguments.images, arguments.kills, seconds)
     return 1 if failures else 0
