@@ -1,6 +1,6 @@
 """What it takes to stop a translation: driver and workers killed at random, again and again; and what is done twice for it.
 
-    .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format parquet|images|webdataset] [--seconds S]
+    .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format F] [--seconds S]
 
 1. An undisturbed job, of which the time is taken; first rows must be on disk within 20 s of the first photo that was read.
 2. The same job, killed with SIGKILL at half of that time: 40 % of its rows must count already.
