@@ -55,7 +55,10 @@ def read_independently(data: bytes) -> Colours:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float64)
-        return np.repeat(_grey(values, image.mode)[..., None], 3, 2)
+        grey = _grey(values, image.mode)
+        if "transparency" in image.info:  # of a PNG: this value is see-through
+            grey = np.where(values == image.info["transparency"], 255, grey)
+        return np.repeat(grey[..., None], 3, 2)
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -86,7 +89,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     else:
         return image.convert("RGB")
     try:
-        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[arg-type]
+        # exactly by the profile: by default littlecms looks colours up in a coarse table of its own
+        exactly = ImageCms.Flags.NOOPTIMIZE
+        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB", flags=exactly)  # type: ignore[arg-type]
     except ImageCms.PyCMSError:
         return image.convert("RGB")
     assert converted is not None

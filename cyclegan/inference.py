@@ -29,20 +29,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 MEMORY_SHARE = 0.5
 """Of the memory that is free, the share that activations may fill; others allocate too."""
 
-MAX_TILE = 1024
-"""Side in pixels of tiles when none is asked for; larger ones gain nothing."""
-
-TILES_AT_ONCE = 4
-"""Tiles of that side that go through together, or as many pixels in smaller ones."""
+TILED_PIXELS = 4 * 1024**2
+"""At most so many go through together in tiles, which are four where no size is asked for; more gain nothing."""
 
 MAX_BATCH_SIZE = 256
 """The search for the quickest batch size ends here."""
 
-WORTH_DOUBLING = 1.05
-"""A batch of twice the size must be quicker per photo by this factor."""
-
-TRIALS = 2
-"""Batches of each size that are timed; the first of a new shape is slower."""
+WORTH_DOUBLING, TRIALS = 1.05, 2
+"""A batch of twice the size must be quicker per photo by this factor, by the best of so many trials: the first of a size is slow."""
 
 Size = tuple[int, int]
 """Height and width in pixels, padded to multiples of the generator's stride."""
@@ -56,9 +50,8 @@ class PreparedGenerator:
         device: where it runs; the number of threads on a CPU is the caller's.
         precision: of the arithmetic; `auto` is bf16 where the device has it and all pixels have 8 bits, else fp32.
         batch_size: photos of one size that go through together; None finds out what is quickest.
-        tile: side in pixels; photos with a longer side go through in tiles of it. None: those that do not fit into memory, in tiles
-            that do.
-        max_pixels: pixels that may go through together; None finds out what fits into memory.
+        tile: side in pixels; photos with a longer side go through in tiles of it. None: only those that do not fit into memory.
+        max_pixels: that may go through together, fewer where memory is short.
 
     Attributes:
         precision: `bf16` or `fp32`, what is in use.
@@ -75,12 +68,11 @@ class PreparedGenerator:
         tile: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        self.stride = generator.spec.stride
-        self.output = generator.output
+        self.stride, self.output = generator.spec.stride, generator.output
         self.device = device
         # bf16 holds 8 bits of a value: too few for pixels of 16
-        exact_enough = generator.input.bits == generator.output.bits == 8 and has_bf16(device)
-        self.precision: Literal["bf16", "fp32"] = ("bf16" if exact_enough else "fp32") if precision == "auto" else precision
+        quickest: Literal["bf16", "fp32"] = "bf16" if generator.input.bits == generator.output.bits == 8 and has_bf16(device) else "fp32"
+        self.precision = quickest if precision == "auto" else precision
         self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.network = prepare_network(generator.build(), device).to(self.dtype)
         self.tile = tile
@@ -88,7 +80,7 @@ class PreparedGenerator:
         self._sizes = BatchSizes(batch_size)
         self._max_pixels: float = math.inf if max_pixels is None else max_pixels
         probe = torch.zeros(1, generator.input.channels, *2 * [smallest_tile(self.stride)], device=device, dtype=self.dtype)
-        self._bytes_per_pixel = 0.0 if max_pixels is not None else activation_bytes(self.network, probe)
+        self._bytes_per_pixel = activation_bytes(self.network, probe)
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
@@ -138,9 +130,9 @@ class PreparedGenerator:
         smallest = smallest_tile(self.stride)
         while True:
             limit = self._limit()
-            side = self.tile or int(min(MAX_TILE, math.sqrt(limit / TILES_AT_ONCE)))
-            side = max(smallest, int(min(side, math.sqrt(limit))) // self.stride * self.stride)
-            together = max(1, int(min(limit, TILES_AT_ONCE * MAX_TILE**2) // side**2))
+            wanted = self.tile or math.sqrt(min(limit, TILED_PIXELS) / 4)
+            side = max(smallest, int(min(wanted, math.sqrt(limit))) // self.stride * self.stride)
+            together = max(1, int(min(limit, TILED_PIXELS) // side**2))
             try:
                 return translate_in_tiles(
                     self.network, self._forward, photo, stride=self.stride, output=self.output, side=side, batch_size=together
@@ -182,8 +174,6 @@ class PreparedGenerator:
 
     def _limit(self) -> float:
         """Pixels that may go through together now."""
-        if not self._bytes_per_pixel:
-            return self._max_pixels
         return min(self._max_pixels, MEMORY_SHARE * free_bytes(self.device) / self._bytes_per_pixel)
 
     def _learn_limit(self, error: RuntimeError, pixels: int) -> None:
@@ -192,8 +182,6 @@ class PreparedGenerator:
         if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in text and "not enough memory" not in text:
             raise error
         self._max_pixels = min(self._max_pixels, pixels // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 class _Flight(NamedTuple):
@@ -234,22 +222,18 @@ class BatchSizes:
         first = 1 << max(0, min(self._pixels // math.prod(size), MAX_BATCH_SIZE).bit_length() - 2)
         rates = self._rates.setdefault(size, {first: []})
         tried = max(rates)
-        self.current = max(rates, key=lambda number: max(rates[number], default=0.0))
+        self.current = max(rates, key=lambda each: max(rates[each], default=0.0))
         timed = len(rates[tried]) < TRIALS and tried <= fitting
         return min(tried if timed else self.current, fitting), timed
 
     def note(self, size: Size, number: int, seconds: float) -> None:
         """So many photos took so long; fewer than were proposed, the last of a kind, say nothing."""
-        rates = self._rates[size]
-        tried = max(rates)
-        if number < tried:
-            return
-        rates[tried].append(number / seconds)
-        self.current = max(rates, key=lambda each: max(rates[each]))
-        self._pixels = self.current * math.prod(size)
-        better = max(rates[tried]) > WORTH_DOUBLING * max(rates.get(tried // 2, [0.0]))
-        if len(rates[tried]) == TRIALS and better and tried < MAX_BATCH_SIZE:
-            rates[tried * 2] = []
+        rates, tried = self._rates[size], max(self._rates[size])
+        rates[tried] += [number / seconds] if number == tried else []
+        if len(rates[tried]) == TRIALS and max(rates[tried]) > WORTH_DOUBLING * max(rates.get(tried // 2, [0.0])):
+            self._pixels = tried * math.prod(size)
+            if tried < MAX_BATCH_SIZE:
+                rates[tried * 2] = []
 
 
 def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:
@@ -286,10 +270,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def activation_bytes(network: nn.Module, probe: Tensor) -> float:
-    """Memory that a forward takes at its peak, about, in bytes per pixel of its input: that of the layer with most of it, and some more.
-
-    Measured at 0.9 to 1.2 times that layer's input and output for all architectures.
-    """
+    """Memory that a forward takes at its peak in bytes per pixel, a generous guess: the largest layer's input and output, times 1.5."""
     largest = 0
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -301,7 +282,7 @@ def activation_bytes(network: nn.Module, probe: Tensor) -> float:
         network(probe)
     for hook in hooks:
         hook.remove()
-    return 1.5 * largest / (probe.shape[2] * probe.shape[3])
+    return 1.5 * largest / (probe.shape[2] * probe.shape[3])  # on the CPU all architectures take 0.9 to 1.2 times that layer
 
 
 def free_bytes(device: torch.device) -> float:
@@ -309,11 +290,9 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    free = math.inf
-    meminfo, control_group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    free, meminfo, limit = math.inf, Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if meminfo.exists():  # in kB
         free = next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    limit, used = control_group / "memory.max", control_group / "memory.current"
     if limit.exists() and (most := limit.read_text().strip()) != "max":  # a container has less than its machine
-        free = min(free, max(0, int(most) - int(used.read_text())))
+        free = min(free, max(0, int(most) - int(limit.with_name("memory.current").read_text())))
     return free

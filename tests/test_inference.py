@@ -176,7 +176,7 @@ def test_a_photo_that_does_not_fit_goes_through_in_tiles() -> None:
     assert prepared.tiled == {1}
     assert first.shape == third.shape == small.shape
     assert second.shape == large.shape
-    assert np.abs(second.astype(float) - alone(generator, large)).mean() < 2
+    assert np.abs(second.astype(float) - alone(generator, large)).mean() < 4, "tiles of 64 px, looked at one by one"
     prepared.translate([small])
     assert prepared.tiled == frozenset()
 
