@@ -18,6 +18,9 @@ from cyclegan.lease import Lease
 from cyclegan.ledger import Attempt
 from cyclegan.progress import Line, duration
 
+LOOK_EVERY = 3
+"""Calls for a look at the storage, which may be slow to list."""
+
 
 class Watch:
     """Looks after an attempt from a thread of its own: shows how it goes, and interrupts it when there is no point in going on.
@@ -43,9 +46,9 @@ class Watch:
         self._interrupted = False
 
     def __call__(self) -> None:
-        """Counts what is on disk, from the files themselves; every few calls, for a storage may be slow to list."""
+        """Counts what is on disk, from the files themselves, every few calls."""
         self._calls += 1
-        if self._calls % 3 == 1:
+        if self._calls % LOOK_EVERY == 0:
             self._look()
 
     def _look(self) -> None:

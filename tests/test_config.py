@@ -109,7 +109,7 @@ def test_numbers_are_read_from_the_command_line() -> None:
     assert (settings.data.bits, settings.data.channels_a, settings.ema_half_life, settings.threads) == (16, 4, 0, 2)
 
 
-@pytest.mark.parametrize("size", ["resize:0", "resize:", "tile", "256"])
+@pytest.mark.parametrize("size", ["resize:0", "resize:", "tile:", "256"])
 def test_size_policies(size: str) -> None:
     with pytest.raises(InputError, match="--size"):
         load_settings(TranslateSettings, ["--generator", "g", "--source", "s", "--out", "o", "--size", size], "prog")

@@ -141,7 +141,7 @@ def test_batches_are_made_ahead_and_come_in_order(tmp_path: Path) -> None:
     feed = made_ahead(make, range(20), threads=3)
     assert next(feed) == 0
     time.sleep(0.2)
-    assert 3 <= len(made) <= 6, "ahead, but not without bound"
+    assert 3 <= len(made) <= 7, "ahead, but not without bound"
     assert list(feed) == list(range(1, 20))
 
 

@@ -240,7 +240,7 @@ def test_search_doubles_while_it_pays() -> None:
     sizes = BatchSizes()
     assert search(sizes, (64, 64), 1000)[:13] == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32, 32]
     assert sizes.propose((64, 64), 1000) == (sizes.current, False)
-    assert search(sizes, (128, 128), 1000)[0] == 4, "about as many pixels"
+    assert search(sizes, (128, 128), 1000)[0] in (2, 4), "nearly as many pixels as were quickest"
     assert sizes.propose((64, 64), 1000)[0] == 32, "each size of photo has its own"
 
 

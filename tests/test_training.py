@@ -200,7 +200,7 @@ def test_unreadable_images_are_left_out_and_named(cluster: Cluster, landscapes: 
         if cache == "memory":
             assert (data.counts, len(data.unreadable)) == ({"a": 3, "b": 2}, 1)
             assert data.unreadable[0][:2] == ("a", files["a"][1].uri)
-            assert "no known image format" in data.unreadable[0].reason
+            assert "not an image" in data.unreadable[0].reason
             assert np.array_equal(domain.images[1], whole), "in the order of the files"
         else:
             assert np.array_equal(domain.images[1], whole), "replaced by the next"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclegan import ledger
+from cyclegan import ledger, watch
 from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.dry_run import dry_run
 from cyclegan.errors import InputError
@@ -195,12 +195,13 @@ def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, ph
     assert verify(plan).is_whole
 
 
-def test_a_hopeless_job_stops_early(cluster: Cluster, generator: str, tmp_path: Path) -> None:
+def test_a_hopeless_job_stops_early(cluster: Cluster, generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as more have failed than may fail of all; what was done stays, and more patience goes on from there."""
     (tmp_path / "photos").mkdir()
     for index in range(160):
         (tmp_path / "photos" / f"{index:03d}.jpg").write_bytes(b"no photo" if index < 40 else encode(draw(index % 8, "a", 96), "jpeg"))
-    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", segment_rows=1000, max_failed_share=0.1, file_rows=2)
+    settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", segment_rows=1000, max_failed_share=0.1, file_rows=1)
+    monkeypatch.setattr(watch, "LOOK_EVERY", 1)
     result = translate(prepare(settings), cluster)
     assert result.stopped
     assert "images failed so far, more than --max-failed-share 0.1 of 160" in result.stopped
