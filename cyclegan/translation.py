@@ -36,12 +36,11 @@ from cyclegan.geometry import SizePolicy
 from cyclegan.lease import Lease, hold
 from cyclegan.ledger import Attempt
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
-from cyclegan.progress import every
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
 from cyclegan.stages import CHUNK_BYTES, Judge, Recipe, Translator, encode, load
 from cyclegan.translation_report import SHEET_PAIRS, finished, summarise, write_report
-from cyclegan.watch import Watch
+from cyclegan.watch import CalledOff, Watch
 from cyclegan.weights import Generator, load_generator
 
 log = logging.getLogger(__name__)
@@ -220,18 +219,16 @@ def _translate_segment(
     started = time.monotonic()
     attempt = ledger.begin(plan, segment, lease.token)
     watch = Watch(job.settings.max_failed_share, attempt, lease)
+    if watch.hopeless:
+        return watch.hopeless
     if attempt.rows:
         try:
-            with every(1, watch):
+            with watch:
                 run_attempt(job, attempt, staged=use_gpu, use_gpu=use_gpu, copies=copies)
-        except KeyboardInterrupt:
+        except CalledOff:
             if watch.problem:
                 raise watch.problem from None
-            if watch.hopeless:
-                return watch.hopeless
-            raise
-        finally:
-            watch.line.end()
+            return watch.hopeless
     lease.check()
     record = ledger.commit(attempt, time.monotonic() - started, {"generators": copies, "cpus": cluster.cpus})
     log.info(

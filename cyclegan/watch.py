@@ -5,10 +5,12 @@ In: the attempt, and what is on disk of it. Out: a line that says how it goes; a
 
 from __future__ import annotations
 
-import _thread
+import signal
+import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from types import TracebackType
 
 import pyarrow as pa
 
@@ -16,19 +18,33 @@ from cyclegan import ledger, storage
 from cyclegan.errors import StoppedError
 from cyclegan.lease import Lease
 from cyclegan.ledger import Attempt
-from cyclegan.progress import Line, duration
+from cyclegan.progress import Line, duration, every
 
 LOOK_EVERY = 3
 """Calls for a look at the storage, which may be slow to list."""
 
 
+_SIGNAL = signal.SIGUSR1
+"""Not SIGINT: a shell has that ignored by what a script runs in the background."""
+
+
+class CalledOff(KeyboardInterrupt):
+    """Raised in the main thread by a `Watch`; of Ctrl-C's kind, since that is what Ray leaves its work for."""
+
+
 class Watch:
-    """Looks after an attempt from a thread of its own: shows how it goes, and interrupts it when there is no point in going on.
+    """Looks after an attempt from a thread of its own while the block runs: shows how it goes, and calls it off when there is no point.
+
+    The block must be the main thread's. It is left with `CalledOff`, and `problem` or `hopeless` says why.
 
     Args:
         max_failed_share: of all photos of the plan.
-        attempt: under way.
+        attempt: to be looked after.
         lease: that it needs.
+
+    Attributes:
+        problem: that OUT is not this job's any more.
+        hopeless: in words, that more photos have failed than may; known from the start where earlier segments suffice for it.
     """
 
     def __init__(self, max_failed_share: float, attempt: Attempt, lease: Lease) -> None:
@@ -36,14 +52,28 @@ class Watch:
         self.problem: StoppedError | None = None
         self.hopeless: str | None = None
         self.line = Line()
-        self.started = time.monotonic()
         committed = ledger.commits(attempt.plan)
         self.done_before = sum(record["rows"] for record in committed)
         self.failed_before = sum(record["failed"] for record in committed)
         self._files: dict[str, tuple[int, int]] = {}
-        self._looks: deque[tuple[float, int]] = deque([(self.started, 0)], maxlen=20)
+        self._looks: deque[tuple[float, int]] = deque(maxlen=20)
         self._calls = 0
-        self._interrupted = False
+        self._may_call_off = False
+        self._leaving = ExitStack()
+        self._judge(self.done_before, self.failed_before)
+
+    def __enter__(self) -> Watch:
+        self._looks.append((time.monotonic(), 0))
+        before = signal.signal(_SIGNAL, _call_off)
+        self._leaving.callback(signal.signal, _SIGNAL, before)
+        self._leaving.callback(self.line.end)
+        self._leaving.enter_context(every(1, self))
+        self._may_call_off = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._may_call_off = False
+        self._leaving.close()
 
     def __call__(self) -> None:
         """Counts what is on disk, from the files themselves, every few calls."""
@@ -65,14 +95,20 @@ class Watch:
             rate = (new - before) / (now - since)
             left = duration((plan.rows - done) / rate)
             self.line.show(f"{done} of {plan.rows} images  {rate:.1f} images/s  {failed} failed  {left} left")
-        if failed > self.max_failed_share * plan.rows:
-            self.hopeless = (
-                f"{failed} of {done} images failed so far, more than --max-failed-share {self.max_failed_share:g} of {plan.rows}"
-            )
+        self._judge(done, failed)
         try:
             self.lease.check()
         except StoppedError as problem:
             self.problem = problem
-        if (self.problem or self.hopeless) and done < plan.rows and not self._interrupted:
-            self._interrupted = True
-            _thread.interrupt_main()
+        if (self.problem or self.hopeless) and done < plan.rows and self._may_call_off:
+            self._may_call_off = False
+            signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)  # wakes it even where it waits
+
+    def _judge(self, done: int, failed: int) -> None:
+        rows = self.attempt.plan.rows
+        if failed > self.max_failed_share * rows:
+            self.hopeless = f"{failed} of {done} images failed so far, more than --max-failed-share {self.max_failed_share:g} of {rows}"
+
+
+def _call_off(*_: object) -> None:
+    raise CalledOff
