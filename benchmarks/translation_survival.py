@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -128,7 +129,7 @@ def counted_rows(out: Path) -> int:
         work = Path(plan.work_path(segment))
         if (work / "attempt.json").exists():
             before = ledger.read_attempt(plan, segment)
-            attempt = ledger.Attempt(plan, segment, before["token"], tuple(before["kept"]), 0)
+            attempt = ledger.Attempt(plan, segment, before["token"], tuple(before["kept"]), pa.table({}))
             done += sum(pq.read_metadata(Path(plan.data_path(segment)) / name).num_rows for name in attempt.files())
     return done
 
@@ -177,7 +178,8 @@ def killed_again_and_again(command: list[str], out: Path, images: int, kills: in
             job.kill()
             job = Job(command)
         done += 1
-        print(f"   kill {done}: {name[:40]}, {counted_rows(out)} rows count", flush=True)
+        read = sum(Photos.asked.values())
+        print(f"   kill {done}: {name[:40]}: {counted_rows(out)} rows count, {read} photos read", flush=True)
     job.wait(3600)
     errors = job.process.stderr.read() if job.process.stderr else ""
     expect(job.process.returncode == 0, f"the last run ended with {job.process.returncode}: {errors[-2000:]}")

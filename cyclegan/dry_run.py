@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
-import ray.data
 
 from cyclegan.config import Cluster
 from cyclegan.images import SUFFIXES
@@ -21,7 +20,7 @@ from cyclegan.plan import manifest_table
 from cyclegan.progress import duration
 from cyclegan.sinks import Sink
 from cyclegan.sources import Input, base_of, list_inputs
-from cyclegan.translation import TranslateJob, through
+from cyclegan.translation import TranslateJob, in_blocks, through
 
 BLOCKS = 32
 """Parts that the sample goes through in; the first is not timed, for the workers start with it."""
@@ -77,8 +76,7 @@ def dry_run(job: TranslateJob, cluster: Cluster) -> Estimate:
     use_gpu, copies = job.devices(cluster)
     drawn, inputs, input_bytes = draw(list_inputs(job.source), settings.sample)
     rows = max(1, len(drawn) // BLOCKS)
-    table = manifest_table(drawn, 0)
-    listed = ray.data.from_arrow([table.slice(start, rows) for start in range(0, len(table), rows)])
+    listed = in_blocks(manifest_table(drawn, 0), rows)
     # the pictures come back in their rows, whatever the format
     sink = Sink("parquet", base_of(job.source), SUFFIXES[settings.encoding], "", "")
     translated = through(listed, job.recipe, sink, None, rows=rows, chunk=rows, staged=use_gpu, use_gpu=use_gpu, copies=copies)

@@ -13,49 +13,61 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclegan import storage
 from cyclegan.ahead import made_ahead
-from cyclegan.plan import STAGES, Plan, Segment, parquet_bytes
-
-Ids = npt.NDArray[np.int64]
+from cyclegan.data_files import THREADS, Ids, Totals, describe, read_failed_ids, read_ids, read_rows, read_shards
+from cyclegan.plan import Plan, Segment, parquet_bytes
 
 _PENDING = ".pending.parquet"
-THREADS = 16
-"""For reading files back; what they wait for is the storage."""
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One run's work on one segment: `kept` files of earlier runs count, `rows` are left to do.
-
-    `mean_size` is that of the inputs in bytes, where it is known.
-    """
+class Claim:
+    """Which run is at work on a segment, by its token; workers ask before they write."""
 
     plan: Plan
     segment: Segment
     token: str
+
+    def is_current(self) -> bool:
+        """Whether no other run has taken the segment up since."""
+        return bool(read_attempt(self.plan, self.segment)["token"] == self.token)
+
+
+@dataclass(frozen=True)
+class Attempt(Claim):
+    """One run's work on one segment: `kept` data files of earlier runs count, `todo` is the part of the manifest that is left."""
+
     kept: tuple[str, ...]
-    kept_rows: int
-    mean_size: float | None = None
+    todo: pa.Table
+
+    @property
+    def claim(self) -> Claim:
+        """What workers need of it."""
+        return Claim(self.plan, self.segment, self.token)
 
     @property
     def rows(self) -> int:
         """How many inputs this attempt is to translate."""
-        return self.segment.rows - self.kept_rows
+        return len(self.todo)
 
     @property
-    def todo_path(self) -> str:
-        """The part of the manifest that is left."""
-        return storage.join(self.plan.work_path(self.segment), self.token, "todo.parquet")
+    def kept_rows(self) -> int:
+        """How many were translated before."""
+        return self.segment.rows - self.rows
+
+    @property
+    def mean_size(self) -> float | None:
+        """Of what is left, in bytes; None where nothing says how large the inputs are."""
+        mean: float | None = pc.mean(self.todo["size"]).as_py()
+        return mean
 
     @property
     def checkpoint_path(self) -> str:
@@ -66,10 +78,6 @@ class Attempt:
         """Names of the data files that count now."""
         written = _written(self.checkpoint_path)
         return {name for name in storage.names(self.plan.data_path(self.segment)) if name in self.kept or _base(name) in written}
-
-    def is_current(self) -> bool:
-        """Whether no other run has taken the segment up since; asked by workers before they write."""
-        return bool(read_attempt(self.plan, self.segment)["token"] == self.token)
 
 
 def open_segments(plan: Plan) -> Iterator[Segment]:
@@ -105,7 +113,7 @@ def read_attempt(plan: Plan, segment: Segment) -> dict[str, Any]:
 
 
 def begin(plan: Plan, segment: Segment, token: str) -> Attempt:
-    """Takes a segment up: counts what earlier runs finished, deletes what they left unfinished, writes down what is left.
+    """Takes a segment up: counts what earlier runs finished, deletes what they left unfinished, finds out what is left.
 
     Args:
         plan: of OUT.
@@ -120,20 +128,18 @@ def begin(plan: Plan, segment: Segment, token: str) -> Attempt:
     done = np.zeros(segment.rows, bool)
     kept = []
     for name, ids in zip(
-        candidates, made_ahead(lambda name: _read_ids(storage.join(folder, name)), candidates, threads=THREADS), strict=True
+        candidates, made_ahead(lambda name: read_ids(storage.join(folder, name)), candidates, threads=THREADS), strict=True
     ):
         if ids is not None and _fits(ids, segment) and not done[ids - segment.first_row_id].any():
             done[ids - segment.first_row_id] = True
             kept.append(name)
     manifest = pq.read_table(pa.BufferReader(storage.read_bytes(plan.manifest_path(segment))))
-    attempt = Attempt(plan, segment, token, tuple(kept), int(done.sum()), pc.mean(manifest["size"]).as_py())
     todo = _as_they_are_now(manifest.filter(pa.array(~done)), before["renewed"])
-    storage.write_bytes(attempt.todo_path, parquet_bytes(todo))
     _write_attempt(plan, segment, token, kept, before["renewed"])
     # from here on nothing that an earlier run does counts
     _remove_all(folder, found - set(kept))
     _remove_all(plan.work_path(segment), storage.names(plan.work_path(segment)) - {token, "attempt.json"})
-    return attempt
+    return Attempt(plan, segment, token, tuple(kept), todo)
 
 
 def commit(attempt: Attempt, seconds: float, workers: dict[str, float]) -> dict[str, Any]:
@@ -154,18 +160,22 @@ def commit(attempt: Attempt, seconds: float, workers: dict[str, float]) -> dict[
     folder, shards = plan.data_path(segment), plan.shards_path(segment)
     found, found_shards = storage.names(folder), storage.names(shards)
     names = sorted(attempt.files())
-    facts = list(made_ahead(lambda name: _read_back(folder, name), names, threads=THREADS))
-    _check_ids(plan, segment, np.concatenate([np.empty(0, np.int64), *(fact.ids for fact in facts)]))
-    samples = sum((fact.shards for fact in facts), Counter[str]())
+    paths = [storage.join(folder, name) for name in names]
+    totals, files = Totals(), []
+    for description, rows in made_ahead(lambda path: (describe(path), read_rows(path)), paths, threads=THREADS):
+        files.append(description | {"rows": len(rows)})
+        totals.add(rows)
+    _check_ids(plan, segment, np.concatenate(totals.ids))
+    samples = totals.samples
     record = {
         "fingerprint": plan.fingerprint,
         "segment": segment.number,
         "rows": segment.rows,
-        **_totals(facts),
+        **totals.record(),
         "seconds": round(seconds, 3),
         "translated": attempt.rows,
         "workers": workers,
-        "files": [fact.description for fact in facts],
+        "files": files,
         "shards": list(
             made_ahead(lambda name: {"rows": samples[name], **describe(storage.join(shards, name))}, sorted(samples), threads=THREADS)
         ),
@@ -194,7 +204,7 @@ def reopen(
         shards = [{"name": name, "rows": 0} for name in storage.names(plan.shards_path(segment))]
         record = {"files": [{"name": name} for name in storage.names(folder)], "shards": shards}
     names = [file["name"] for file in record["files"] if file["name"] not in lost]
-    present = {name: _read_shards(storage.join(folder, name)) for name in names}
+    present = {name: read_shards(storage.join(folder, name)) for name in names}
     dropped = pa.array(sorted(drop), pa.int64())
     stays = Counter[str]()
     for table in present.values():
@@ -218,79 +228,8 @@ def failed_ids(plan: Plan, segment: Segment) -> list[int]:
     """The ids of a committed segment whose photos failed."""
     ids: list[int] = []
     for file in read_commit(plan, segment)["files"]:
-        path = storage.join(plan.data_path(segment), file["name"])
-        table = _read_columns(path, ["row_id", "status"])
-        ids += table.filter(pc.equal(table["status"], "failed"))["row_id"].to_pylist()
+        ids += read_failed_ids(storage.join(plan.data_path(segment), file["name"]))
     return ids
-
-
-def describe(path: str) -> dict[str, Any]:
-    """Name, bytes and sha256 of a file, as commits have them.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    data = storage.read_bytes(path)
-    return {"name": path.rpartition("/")[2], "bytes": len(data), "sha256": sha256(data).hexdigest()}
-
-
-def count_rows(path: str) -> tuple[int, int]:
-    """Rows of a data file, and how many of them failed.
-
-    Raises:
-        OSError: it can't be read.
-        pa.ArrowInvalid: it is not finished.
-    """
-    status = _read_columns(path, ["status"])["status"]
-    return len(status), pc.sum(pc.equal(status, "failed")).as_py() or 0
-
-
-def shard_of(path: str | None) -> str | None:
-    """The name of the shard that a row's `image.path` points into: `…/shards/segment=00000/NAME.tar#key.jpg`."""
-    place, mark, _ = (path or "").rpartition(".tar#")
-    return place.rpartition("/")[2] + ".tar" if mark else None
-
-
-@dataclass(frozen=True)
-class _FileFacts:
-    """A data file, read back."""
-
-    description: dict[str, Any]
-    ids: Ids
-    statuses: Counter[str]
-    error_types: Counter[str]
-    notes: Counter[str]
-    shards: Counter[str]
-    stage_seconds: dict[str, float]
-
-
-def _read_back(folder: str, name: str) -> _FileFacts:
-    data = storage.read_bytes(storage.join(folder, name))
-    columns = ["row_id", "status", "error_type", "note", "image.path", "seconds"]
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
-    paths = pc.struct_field(table["image"], "path").to_pylist()
-    seconds = {stage: pc.sum(pc.struct_field(table["seconds"], stage)).as_py() or 0.0 for stage in STAGES}
-    return _FileFacts(
-        description={"name": name, "rows": len(table), "bytes": len(data), "sha256": sha256(data).hexdigest()},
-        ids=table["row_id"].to_numpy(),
-        statuses=Counter(table["status"].to_pylist()),
-        error_types=Counter(table["error_type"].drop_null().to_pylist()),
-        notes=Counter(table["note"].drop_null().to_pylist()),
-        shards=Counter(shard for path in paths if (shard := shard_of(path))),
-        stage_seconds=seconds,
-    )
-
-
-def _totals(facts: Iterable[_FileFacts]) -> dict[str, Any]:
-    facts = list(facts)
-    statuses = sum((fact.statuses for fact in facts), Counter[str]())
-    return {
-        "ok": statuses["ok"],
-        "failed": statuses["failed"],
-        "error_types": dict(sum((fact.error_types for fact in facts), Counter[str]()).most_common()),
-        "notes": dict(sum((fact.notes for fact in facts), Counter[str]()).most_common(20)),
-        "stage_seconds": {stage: round(sum(fact.stage_seconds[stage] for fact in facts), 3) for stage in STAGES},
-    }
 
 
 def _check_ids(plan: Plan, segment: Segment, ids: Ids) -> None:
@@ -330,28 +269,6 @@ def _as_they_are_now(manifest: pa.Table, renewed: list[int]) -> pa.Table:
     versions = pc.if_else(chosen, "", manifest["version"])
     columns = {**{name: manifest[name] for name in manifest.column_names}, "size": sizes, "version": versions}
     return pa.table(columns, schema=manifest.schema)
-
-
-def _read_columns(path: str, columns: list[str]) -> pa.Table:
-    filesystem, place = storage.open_filesystem(path)
-    with storage.reaching(path), filesystem.open(place) as file:
-        return pq.ParquetFile(file).read(columns=columns)
-
-
-def _read_ids(path: str) -> Ids | None:
-    """The ids of a data file; None where it is damaged."""
-    try:
-        ids: Ids = _read_columns(path, ["row_id"])["row_id"].to_numpy()
-    except (pa.ArrowInvalid, KeyError):
-        return None
-    return ids
-
-
-def _read_shards(path: str) -> pa.Table:
-    """Columns `row_id` and `shard`, which is null where the image is elsewhere."""
-    table = _read_columns(path, ["row_id", "image.path"])
-    shards = [shard_of(place) for place in pc.struct_field(table["image"], "path").to_pylist()]
-    return pa.table({"row_id": table["row_id"], "shard": pa.array(shards, pa.string())})
 
 
 def _remove_all(folder: str, names: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ from cyclegan.errors import StoppedError
 from cyclegan.geometry import SizePolicy
 from cyclegan.images import Encoding, ImageError, PixelFormat, Pixels, read_photo
 from cyclegan.inference import Precision, PreparedGenerator
-from cyclegan.ledger import Attempt
+from cyclegan.ledger import Claim
 from cyclegan.plan import ROW_SCHEMA
 from cyclegan.sinks import Sink
 from cyclegan.sources import Input, InputChangedError, read_input
@@ -154,15 +154,15 @@ class Translator:
         return pa.Table.from_pylist(rows, schema=LOADED_SCHEMA)
 
 
-def encode(table: pa.Table, recipe: Recipe, sink: Sink, attempt: Attempt | None, *, threads: int) -> pa.Table:
+def encode(table: pa.Table, recipe: Recipe, sink: Sink, claim: Claim | None, *, threads: int) -> pa.Table:
     """Rows of `LOADED_SCHEMA` as the generator gives them to `plan.ROW_SCHEMA`: pixels become image files and go where `sink` says.
 
     Raises:
-        StoppedError: `attempt` is not current any more: another run has taken the segment up.
+        StoppedError: `claim` is not current any more: another run has taken the segment up.
         OSError: the place is full or gone.
     """
-    if attempt and not attempt.is_current():
-        raise StoppedError(f"{attempt.plan.out}: another job has taken over; this one has stopped, and nothing is lost")
+    if claim and not claim.is_current():
+        raise StoppedError(f"{claim.plan.out}: another job has taken over; this one has stopped, and nothing is lost")
     with ThreadPoolExecutor(threads) as encoders:
         pairs = list(encoders.map(partial(_encode, recipe=recipe), table.to_pylist()))
     rows = sink.store([row for row, _ in pairs], [data for _, data in pairs])

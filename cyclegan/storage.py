@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 import fsspec
@@ -118,6 +119,18 @@ def read_bytes(uri: str) -> bytes:
     with reaching(uri):
         data: bytes = filesystem.cat_file(path)
     return data
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[BufferedIOBase]:
+    """A file for reading a part at a time; also what is read within the block raises as said.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    filesystem, path = open_filesystem(uri)
+    with reaching(uri), filesystem.open(path) as file:
+        yield file
 
 
 def read_text(uri: str) -> str:

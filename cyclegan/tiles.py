@@ -145,7 +145,7 @@ def translate_in_tiles(
             norm.tiles = chosen
         return forward(np.stack([padded[row.start : row.stop, column.start : column.stop] for row, column in chosen]))
 
-    with shared_norms(network) as norms:
+    with shared_norms(network if len(tiles) > 1 else nn.Identity()) as norms:  # a single tile has the statistics of the whole
         if norms:
             pixels = batch_size * side**2
             piece = max(4 * stride, min(SAMPLE_SIDE, math.isqrt(pixels // SAMPLE_PIECES)) // stride * stride)

@@ -34,7 +34,7 @@ from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.errors import InputError, StoppedError
 from cyclegan.geometry import SizePolicy
 from cyclegan.lease import Lease, hold
-from cyclegan.ledger import Attempt
+from cyclegan.ledger import Attempt, Claim
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
@@ -249,23 +249,31 @@ def run_attempt(job: TranslateJob, attempt: Attempt, *, staged: bool, use_gpu: b
         copies: likewise.
     """
     rows = _file_rows(job, attempt, use_gpu)
-    filesystem, todo = storage.open_arrow_filesystem(attempt.todo_path)
-    data_filesystem, data = storage.open_arrow_filesystem(attempt.plan.data_path(attempt.segment))
+    filesystem, data = storage.open_arrow_filesystem(attempt.plan.data_path(attempt.segment))
     with _row_checkpoint(attempt):
-        listed = ray.data.read_parquet(todo, filesystem=filesystem).repartition(target_num_rows_per_block=rows)
+        listed = in_blocks(attempt.todo, rows)
         sink = job.sink(attempt.plan, attempt.segment, attempt.token)
         chunk = max(1, int(CHUNK_BYTES / (4 * _pixels(job, attempt))))
         translated = through(
-            listed, job.recipe, sink, attempt, rows=rows, chunk=min(rows, chunk), staged=staged, use_gpu=use_gpu, copies=copies
+            listed, job.recipe, sink, attempt.claim, rows=rows, chunk=min(rows, chunk), staged=staged, use_gpu=use_gpu, copies=copies
         )
-        translated.write_parquet(data, filesystem=data_filesystem)
+        translated.write_parquet(data, filesystem=filesystem)
+
+
+def in_blocks(manifest: pa.Table, rows: int) -> ray.data.Dataset:
+    """Rows of the manifest in blocks of so many.
+
+    They come from here because a task of Ray's that reads and cuts them would hold its CPU until most of them are translated, and on few
+    CPUs nothing is written meanwhile.
+    """
+    return ray.data.from_arrow([manifest.slice(start, rows) for start in range(0, len(manifest), rows)])
 
 
 def through(
     listed: ray.data.Dataset,
     recipe: Recipe,
     sink: Sink,
-    attempt: Attempt | None,
+    claim: Claim | None,
     *,
     rows: int,
     chunk: int,
@@ -279,7 +287,7 @@ def through(
         listed: in blocks of `rows`.
         recipe: of the job.
         sink: where pictures go.
-        attempt: that this is part of; None for a dry run.
+        claim: to the segment that this is part of; None for a dry run.
         rows: to a block.
         chunk: rows whose pixels a generator of its own stage holds at once.
         staged: a stage of Ray Data for each stage of ours, as on GPUs; else one actor for all of them, as on CPUs.
@@ -295,7 +303,7 @@ def through(
             batch_size=rows,
             compute=pool,
             num_cpus=1,
-            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "attempt": attempt, "threads": threads},
+            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "claim": claim, "threads": threads},
         )
     # no num_cpus for encode: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
     return (
@@ -309,22 +317,22 @@ def through(
             num_cpus=0,
             fn_constructor_kwargs={"recipe": recipe, "use_gpu": use_gpu, "threads": threads},
         )
-        .map_batches(partial(encode, recipe=recipe, sink=sink, attempt=attempt, threads=1), batch_format="pyarrow", batch_size=rows)
+        .map_batches(partial(encode, recipe=recipe, sink=sink, claim=claim, threads=1), batch_format="pyarrow", batch_size=rows)
     )
 
 
 class Workshop:
     """All stages in one worker."""
 
-    def __init__(self, recipe: Recipe, sink: Sink, attempt: Attempt | None, threads: int) -> None:
-        self.recipe, self.sink, self.attempt, self.threads = recipe, sink, attempt, threads
+    def __init__(self, recipe: Recipe, sink: Sink, claim: Claim | None, threads: int) -> None:
+        self.recipe, self.sink, self.claim, self.threads = recipe, sink, claim, threads
         self.translator = Translator(recipe, use_gpu=False, threads=threads)
         self.suspects = _SUSPECTS if _is_second_try() else 0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Rows of the manifest in, of `plan.ROW_SCHEMA` out."""
         for loaded in load(table, self.recipe.loading, threads=self.threads, apart=self.suspects > 0):
-            yield encode(self.translator(loaded), self.recipe, self.sink, self.attempt, threads=self.threads)
+            yield encode(self.translator(loaded), self.recipe, self.sink, self.claim, threads=self.threads)
         self.suspects -= 1
 
 
@@ -362,7 +370,7 @@ def _row_checkpoint(attempt: Attempt) -> Iterator[None]:
     filesystem, path = storage.open_arrow_filesystem(attempt.checkpoint_path)
     context = ray.data.DataContext.get_current()
     before = context.checkpoint_config
-    # kept until the segment is committed; the manifest is cut to what is left beforehand, so Ray has no rows to filter
+    # kept until the segment is committed; Ray has no rows to filter, and would not filter blocks anyway: they are what is left
     context.checkpoint_config = CheckpointConfig(
         "row_id", path, delete_checkpoint_on_success=False, override_filesystem=filesystem or pa.fs.LocalFileSystem()
     )

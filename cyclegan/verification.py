@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cyclegan import ledger, storage
 from cyclegan.ahead import made_ahead
+from cyclegan.data_files import THREADS, describe, read_ids, read_rows
 from cyclegan.errors import InputError
 from cyclegan.plan import Plan, Segment, hash_manifest
 
@@ -136,18 +135,18 @@ def _check_segment(plan: Plan, segment: Segment) -> _Check:
         return check
     folder, shard_folder = plan.data_path(segment), plan.shards_path(segment)
     ids, pictures = [np.empty(0, np.int64)], [check.pictures]
-    for _, problem in made_ahead(lambda shard: _read(shard_folder, shard, segment), shards, threads=ledger.THREADS):
+    for problem in made_ahead(lambda shard: _compare(shard_folder, shard, segment), shards, threads=THREADS):
         check.problems += [problem] if problem else []
-    for data, problem in made_ahead(lambda file: _read(folder, file, segment), files, threads=ledger.THREADS):
-        if data is None:
-            check.problems += [problem] if problem else []
+    for file, problem in zip(files, made_ahead(lambda file: _compare(folder, file, segment), files, threads=THREADS), strict=True):
+        if problem:
+            check.problems.append(problem)
             continue
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=_COLUMNS)
+        table = read_rows(storage.join(folder, file["name"]), _COLUMNS)
         check.statuses.update(table["status"].to_pylist())
         ids.append(table["row_id"].to_numpy())
-        rows = [row for row in table.to_pylist() if row["image"] and _is_file(row["image"]["path"], plan)]
-        pictures.append(np.array([_hash(row["image"]["path"]) for row in rows], np.uint64))
-        damaged = made_ahead(lambda row: _check_picture(row, segment), rows, threads=ledger.THREADS)
+        rows = [row for row in table.to_pylist() if row["path"] and _is_file(row["path"], plan)]
+        pictures.append(np.array([_hash(row["path"]) for row in rows], np.uint64))
+        damaged = made_ahead(lambda row: _check_picture(row, segment), rows, threads=THREADS)
         check.problems += [damage for damage in damaged if damage]
     here = np.concatenate(ids)
     check.pictures = np.concatenate(pictures)
@@ -160,41 +159,38 @@ def _check_segment(plan: Plan, segment: Segment) -> _Check:
     return check
 
 
-def _read(folder: str, expected: dict[str, Any], segment: Segment) -> tuple[bytes | None, Problem | None]:
-    """A file as a commit has it, or what is wrong with it."""
+def _compare(folder: str, expected: dict[str, Any], segment: Segment) -> Problem | None:
+    """What is wrong with a file that a commit names."""
     path = storage.join(folder, expected["name"])
     try:
-        data = storage.read_bytes(path)
+        found = describe(path)
     except FileNotFoundError:
-        return None, Problem("missing", path, "the file is gone", segment.number)
-    if sha256(data).hexdigest() != expected["sha256"]:
-        reason = f"{len(data)} bytes that are not the {expected['bytes']} which were committed"
-        return None, Problem("corrupt", path, reason, segment.number)
-    return data, None
+        return Problem("missing", path, "the file is gone", segment.number)
+    if found["sha256"] != expected["sha256"]:
+        reason = f"{found['bytes']} bytes that are not the {expected['bytes']} which were committed"
+        return Problem("corrupt", path, reason, segment.number)
+    return None
 
 
 def _check_picture(row: dict[str, Any], segment: Segment) -> Problem | None:
     """What is wrong with an image file."""
-    path = row["image"]["path"]
+    path, rows = row["path"], (row["row_id"],)
     try:
-        found = sha256(storage.read_bytes(path)).hexdigest()
+        found = describe(path)["sha256"]
     except FileNotFoundError:
-        return Problem("missing", path, "the file is gone", segment.number, (row["row_id"],))
+        return Problem("missing", path, "the file is gone", segment.number, rows)
     if found != row["sha256"]:
-        return Problem(
-            "corrupt", path, f"its sha256 is {found[:12]}…, its row says {row['sha256'][:12]}…", segment.number, (row["row_id"],)
-        )
+        return Problem("corrupt", path, f"its sha256 is {found[:12]}…, its row says {row['sha256'][:12]}…", segment.number, rows)
     return None
 
 
 def _stranger_in_data(path: str, ids: npt.NDArray[np.int64]) -> Problem:
     """A file that the commit doesn't name: rows that are there already, or none of ours."""
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=["row_id"])
-        doubled = int(np.isin(table["row_id"].to_numpy(), ids).sum())
-    except (pa.ArrowInvalid, KeyError, OSError):
-        doubled = 0
-    if doubled:
+        found = read_ids(path)
+    except OSError:  # a folder, even
+        found = None
+    if found is not None and (doubled := int(np.isin(found, ids).sum())):
         return Problem("doubled", path, f"{doubled} rows that are in other files already; no commit names it")
     return Problem("foreign", path, "no commit names it")
 

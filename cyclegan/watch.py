@@ -15,6 +15,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from cyclegan import ledger, storage
+from cyclegan.data_files import count_rows
 from cyclegan.errors import StoppedError
 from cyclegan.lease import Lease
 from cyclegan.ledger import Attempt
@@ -85,7 +86,7 @@ class Watch:
         plan, folder = self.attempt.plan, self.attempt.plan.data_path(self.attempt.segment)
         for name in storage.names(folder) - self._files.keys():
             with suppress(pa.ArrowInvalid):  # a file that is not finished
-                self._files[name] = ledger.count_rows(storage.join(folder, name))
+                self._files[name] = count_rows(storage.join(folder, name))
         here = sum(rows for rows, _ in self._files.values())
         done = self.done_before + here
         failed = self.failed_before + sum(failed for _, failed in self._files.values())

@@ -16,7 +16,21 @@ PARTS = {
     *("colour", "deep", "encoding", "exif", "images", "mislabelled", "pixels"),
     *("archives", "files", "image_tables", "manifests", "sources"),
 }
-KEPT = {"inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles", "translation_report", "verification", "watch", "weights"}
+KEPT = {
+    "data_files",
+    "inference",
+    "ledger",
+    "model",
+    "plan",
+    "run",
+    "sinks",
+    "stages",
+    "tiles",
+    "translation_report",
+    "verification",
+    "watch",
+    "weights",
+}
 PIPELINES = {"training", "translation", "evaluation"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -55,13 +69,14 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"average", "config", "errors", "networks", "losses", "image_pool", "optimizer", "sync_batch_norm"},
     "weights": {"errors", "images", "networks", "storage"},
     "plan": {"errors", "sources", "storage"},
-    "ledger": {"ahead", "plan", "storage"},
+    "data_files": {"plan", "storage"},
+    "ledger": {"ahead", "data_files", "plan", "storage"},
     "sinks": {"object_names", "storage"},
     "tiles": {"geometry", "images"},
     "inference": {"geometry", "images", "tiles", "weights"},
     "stages": PARTS | {"inference", "ledger", "plan", "sinks", "weights"},
-    "verification": {"ahead", "errors", "ledger", "plan", "storage"},
-    "watch": {"errors", "lease", "ledger", "progress", "storage"},
+    "verification": {"ahead", "data_files", "errors", "ledger", "plan", "storage"},
+    "watch": {"data_files", "errors", "lease", "ledger", "progress", "storage"},
     "translation_report": {"images", "ledger", "plan", "progress", "report", "sinks", "sources", "storage"},
     "run": PARTS | {"model", "weights"},
     "demo": PARTS | {"run"},

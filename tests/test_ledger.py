@@ -48,7 +48,7 @@ def names(plan: Plan, segment: Segment) -> set[str]:
 
 
 def todo(attempt: Attempt) -> list[int]:
-    ids: list[int] = pq.read_table(attempt.todo_path)["row_id"].to_pylist()
+    ids: list[int] = attempt.todo["row_id"].to_pylist()
     return ids
 
 

@@ -148,12 +148,11 @@ def test_sixteen_bits_are_not_rounded_to_eight() -> None:
 
 
 def test_a_photo_of_one_tile_is_translated_whole() -> None:
-    """With the statistics of all its pixels, as nearly as one pass over them finds those of every layer."""
     spec = NETWORKS["resnet"][0]
     network = network_of(spec)
     pixels = photo(61, 50)
     tiled = translate_in_tiles(network, Forward(network), pixels, stride=4, output=RGB8, side=64, batch_size=4)
-    assert psnr(tiled, whole(network, pixels, 4)) >= 40
+    assert np.abs(tiled.astype(int) - whole(network, pixels, 4)).max() <= 1
 
 
 def test_norms_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
