@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pyarrow.parquet as pq
+import tifffile
 import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import nn
@@ -37,6 +38,12 @@ from cyclegan.weights import Generator, save_generator
 from jobs.cli import ray_session
 
 Colours = npt.NDArray[np.float64]
+
+_BITS, _SAMPLES, _SIGN = 258, 338, 339
+"""Tags of TIFF: BitsPerSample, ExtraSamples, SampleFormat."""
+
+_PREMULTIPLIED, _SIGNED = 1, 2
+"""Values of the latter two."""
 
 
 class Identity(Generator):
@@ -50,12 +57,17 @@ class Identity(Generator):
 def read_independently(data: bytes) -> Colours:
     """The first frame as plain Pillow reads it, upright, sRGB on white, (H, W, 3) in [0, 255]; raises what Pillow raises."""
     image = Image.open(io.BytesIO(data))
+    tags = getattr(image, "tag_v2", {})
     image.load()
+    if tags.get(_SAMPLES) == (_PREMULTIPLIED,) and set(tags[_BITS]) == {16}:  # Pillow cuts the products to 8 bits, then divides
+        products = tifffile.imread(io.BytesIO(data)).astype(np.float64) / 257
+        products = products if products.shape[-1] == len(tags[_BITS]) else np.moveaxis(products, 0, -1)  # planes one after the other
+        return products[..., :3] + 255 - products[..., 3:]
     image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float64)
-        grey = _grey(values, image.mode)
+        grey = _grey(values, image.mode) * (65535 / 32767 if tags.get(_SIGN) == (_SIGNED,) else 1)
         if "transparency" in image.info:  # of a PNG: this value is see-through
             grey = np.where(values == image.info["transparency"], 255, grey)
         return np.repeat(grey[..., None], 3, 2)

@@ -55,17 +55,19 @@ class Line:
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
         self._last = -math.inf
+        self._shown = False
 
     def show(self, text: str) -> None:
         """Shows `text` in place of what was shown before."""
         if self._on_terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
+            self._shown = True
         elif time.monotonic() - self._last >= SAY_EVERY:
             self._last = time.monotonic()
             log.info("%s", text)
 
     def end(self) -> None:
         """Lets what was shown last stand, and what comes next begin on a line of its own."""
-        if self._on_terminal:
+        if self._shown:
             sys.stderr.write("\n")

@@ -48,8 +48,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     dashboard = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports]
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    hosts = ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports, *hosts]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
