@@ -392,7 +392,8 @@ def _stopping(out: str) -> Iterator[None]:
             if isinstance(cause, StoppedError):
                 raise StoppedError(str(cause)) from error
             if isinstance(cause, OSError):
-                reason = str(cause).strip().splitlines()[-1]
+                # by the number, where there is one: Ray puts its own remarks into the text
+                reason = os.strerror(cause.errno) if cause.errno else str(cause).strip().splitlines()[-1]
                 raise StoppedError(
                     f"{out}: {reason}; what is written is whole, and the same command goes on once this is mended"
                 ) from error

@@ -64,7 +64,6 @@ class Watch:
         self._judge(self.done_before, self.failed_before)
 
     def __enter__(self) -> Watch:
-        self._looks.append((time.monotonic(), 0))
         before = signal.signal(_SIGNAL, _call_off)
         self._leaving.callback(signal.signal, _SIGNAL, before)
         self._leaving.callback(self.line.end)
@@ -90,12 +89,12 @@ class Watch:
         here = sum(rows for rows, _ in self._files.values())
         done = self.done_before + here
         failed = self.failed_before + sum(failed for _, failed in self._files.values())
-        self._looks.append((time.monotonic(), here - self.attempt.kept_rows))
-        (since, before), (now, new) = self._looks[0], self._looks[-1]
-        if new > before:
-            rate = (new - before) / (now - since)
-            left = duration((plan.rows - done) / rate)
-            self.line.show(f"{done} of {plan.rows} images  {rate:.1f} images/s  {failed} failed  {left} left")
+        if here > self.attempt.kept_rows:  # how long the first took says little of the rate
+            self._looks.append((time.monotonic(), here))
+            (since, before), (now, new) = self._looks[0], self._looks[-1]
+            rate = (new - before) / max(1e-9, now - since)
+            pace = f"  {rate:.1f} images/s  {duration((plan.rows - done) / rate)} left" if rate else ""
+            self.line.show(f"{done} of {plan.rows} images  {failed} failed{pace}")
         self._judge(done, failed)
         try:
             self.lease.check()

@@ -75,6 +75,9 @@ def ray_session() -> Iterator[Cluster]:
     for name, level in (
         ("ray.data", logging.WARNING),
         ("ray.data._internal.progress", logging.ERROR),  # that its progress bars are off
+        # the failures of tasks, over pages: they end the job, which says so itself
+        ("ray.data.exceptions", logging.CRITICAL),
+        ("ray.data._internal.execution.streaming_executor_state", logging.CRITICAL),
         ("ray.data.dataset", logging.ERROR),  # that there are no CPUs, in the moment before Ray has counted them
         ("ray._private.authentication", logging.ERROR),  # that a local Ray asks for a token
     ):
