@@ -67,7 +67,7 @@ def read_independently(data: bytes) -> Colours:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float64)
-        grey = _grey(values, image.mode) * (65535 / 32767 if tags.get(_SIGN) == (_SIGNED,) else 1)
+        grey = _grey(values, image.mode) * (65535 / 32767 if tags.get(_SIGN) == (_SIGNED,) and tags[_BITS] == (16,) else 1)
         if "transparency" in image.info:  # of a PNG: this value is see-through
             grey = np.where(values == image.info["transparency"], 255, grey)
         return np.repeat(grey[..., None], 3, 2)

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 MAX_FILE_ROWS = 256
 """Rows of a data file, so that those of a segment of a million stay few thousand."""
 
-MIN_FILES = 256
+MIN_FILES = 512
 """Data files of a segment, so that a small job leaves them steadily too, and loses little when it is killed."""
 
 FILE_PIXELS = {"cpu": 4e6, "gpu": 5e8}

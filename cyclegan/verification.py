@@ -85,8 +85,8 @@ def verify(plan: Plan) -> Findings:
         findings.failed += check.statuses["failed"]
         findings.problems += check.problems
         named.append(check.pictures)
-    # while rows are missing, so are the names of pictures that belong here
-    all_named = not any(problem.segment is not None for problem in findings.problems)
+    # while rows are missing, so are the names of pictures that belong here; a picture that is missing is named by its row
+    all_named = all(problem.segment is None or problem.rows for problem in findings.problems)
     findings.problems += _strangers(plan, committed, np.concatenate(named) if all_named else None)
     return findings
 

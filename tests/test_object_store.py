@@ -1,4 +1,4 @@
-"""Both jobs with everything in an object store: photos in, a run and a translation out."""
+"""All jobs with everything in an object store: photos in, a run and a translation out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
+import pytest
+import torch
 
 from cyclegan import run, storage
 from cyclegan.config import Cluster, DataSettings, TranslateSettings
-from cyclegan.plan import ROW_SCHEMA
+from cyclegan.networks import GeneratorSpec
+from cyclegan.plan import ROW_SCHEMA, open_plan
 from cyclegan.training import prepare as prepare_training
 from cyclegan.training import train
 from cyclegan.translation import prepare as prepare_translation
 from cyclegan.translation import translate
+from cyclegan.verification import repair, verify
+from cyclegan.weights import save_generator
 from tests.conftest import tiny_settings
 
 
@@ -38,6 +43,37 @@ def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes
     assert sorted(row_id for table in tables for row_id in table["row_id"].to_pylist()) == list(range(22))
     assert all(table.schema == ROW_SCHEMA for table in tables)
     assert tables[0]["source_uri"][0].as_py().startswith("s3://bucket/photos/")
+
+
+@pytest.mark.parametrize("kind", ["images", "webdataset"])
+def test_pictures_in_a_bucket_are_verified_and_repaired(cluster: Cluster, bucket: str, landscapes: Path, tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    spec = GeneratorSpec(architecture="resnet", channels=4, blocks=1)
+    save_generator(str(tmp_path), spec.build(), spec=spec, size=32, direction="a2b", training={})
+    out = f"{bucket}/{kind}"
+    settings = TranslateSettings(generator=str(tmp_path), source=str(landscapes), out=out, format=kind)  # type: ignore[arg-type]
+    assert translate(prepare_translation(settings), cluster).summary["ok"] == 22
+    plan = open_plan(out)
+    assert plan
+    findings = verify(plan)
+    assert (findings.problems, findings.ok) == ([], 22)
+    place = f"{out}/images/a/03.png.jpg" if kind == "images" else storage.join(out, "shards", "segment=00000")
+    lost = place if kind == "images" else storage.join(place, min(storage.names(place)))
+    before = {row["row_id"]: row["sha256"] for row in rows_of(out)}
+    storage.remove(lost)
+    storage.write_bytes(f"{out}/{'images' if kind == 'images' else 'shards'}/stranger.bin", b"x")
+    findings = verify(plan)
+    assert {problem.kind for problem in findings.problems} == {"missing", "foreign"}
+    repair(plan, findings, "repair")
+    translate(prepare_translation(settings), cluster)
+    assert verify(plan).is_whole
+    assert {row["row_id"]: row["sha256"] for row in rows_of(out)} == before
+
+
+def rows_of(out: str) -> list[dict[str, object]]:
+    s3 = fsspec.filesystem("s3", use_listings_cache=False)
+    tables = [pq.ParquetFile(io.BytesIO(s3.cat_file(path))).read() for path in s3.glob(f"{out}/data/*/*.parquet")]
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def test_a_write_is_seen_by_a_listing_at_once(bucket: str) -> None:
