@@ -20,7 +20,8 @@ from cyclegan.plan import manifest_table
 from cyclegan.progress import duration
 from cyclegan.sinks import Sink
 from cyclegan.sources import Input, base_of, list_inputs
-from cyclegan.translation import TranslateJob, in_blocks, through
+from cyclegan.streaming import in_blocks, through
+from cyclegan.translation import TranslateJob
 
 BLOCKS = 32
 """Parts that the sample goes through in; the first is not timed, for the workers start with it."""

@@ -2,10 +2,7 @@
 
 In: `TranslateSettings`. Out: the folder OUT of the design, its rows as in `plan.ROW_SCHEMA`.
 
-    manifest -> load (read, decode, resize) -> Translator (generator) -> encode, put away -> rows in Parquet
-
-On GPUs each stage is a stage of Ray Data, with CPUs of its own. On a CPU one actor does all of it but writing the rows: the stages would
-only take the CPU from each other, and what one process does in turn is on disk soonest. What each stage does stands in `stages`.
+Segment by segment: what is left of it goes through `streaming` under the eye of a `Watch`, is read back and committed by the `ledger`.
 """
 
 from __future__ import annotations
@@ -21,12 +18,7 @@ from functools import partial
 from typing import Any
 
 import PIL
-import pyarrow as pa
-import pyarrow.fs
-import ray
-import ray.data
 import torch
-from ray.data.checkpoint import CheckpointConfig
 
 import cyclegan
 from cyclegan import images, ledger, storage
@@ -34,12 +26,13 @@ from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.errors import InputError, StoppedError
 from cyclegan.geometry import SizePolicy
 from cyclegan.lease import Lease, hold
-from cyclegan.ledger import Attempt, Claim
+from cyclegan.ledger import Attempt
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
-from cyclegan.stages import CHUNK_BYTES, Judge, Recipe, Translator, encode, load
-from cyclegan.translation_report import SHEET_PAIRS, finished, summarise, write_report
+from cyclegan.stages import CHUNK_BYTES, Recipe
+from cyclegan.streaming import in_blocks, rebuild, row_checkpoint, through
+from cyclegan.translation_report import finished, summarise, write_report
 from cyclegan.watch import CalledOff, Watch
 from cyclegan.weights import Generator, load_generator
 
@@ -56,9 +49,6 @@ FILE_PIXELS = {"cpu": 4e6, "gpu": 5e8}
 
 _PIXELS_PER_BYTE = 6
 """Of a JPEG, about."""
-
-_SUSPECTS = 8
-"""Calls after a worker's death whose photos are decoded apart: more than Ray keeps waiting for one actor."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +188,7 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
         if done or not finished(plan):
             summary = summarise(plan)
             write_report(
-                plan, summary, partial(_rebuild, reverse=job.reverse, use_gpu=use_gpu) if job.reverse else None, settings.cycle_sample
+                plan, summary, partial(rebuild, reverse=job.reverse, use_gpu=use_gpu) if job.reverse else None, settings.cycle_sample
             )
         else:
             summary = summarise(plan)
@@ -250,7 +240,7 @@ def run_attempt(job: TranslateJob, attempt: Attempt, *, staged: bool, use_gpu: b
     """
     rows = _file_rows(job, attempt, use_gpu)
     filesystem, data = storage.open_arrow_filesystem(attempt.plan.data_path(attempt.segment))
-    with _row_checkpoint(attempt):
+    with row_checkpoint(attempt):
         listed = in_blocks(attempt.todo, rows)
         sink = job.sink(attempt.plan, attempt.segment, attempt.token)
         chunk = max(1, int(CHUNK_BYTES / (4 * _pixels(job, attempt))))
@@ -258,96 +248,6 @@ def run_attempt(job: TranslateJob, attempt: Attempt, *, staged: bool, use_gpu: b
             listed, job.recipe, sink, attempt.claim, rows=rows, chunk=min(rows, chunk), staged=staged, use_gpu=use_gpu, copies=copies
         )
         translated.write_parquet(data, filesystem=filesystem)
-
-
-def in_blocks(manifest: pa.Table, rows: int) -> ray.data.Dataset:
-    """Rows of the manifest in blocks of so many.
-
-    They come from here because a task of Ray's that reads and cuts them would hold its CPU until most of them are translated, and on few
-    CPUs nothing is written meanwhile.
-    """
-    return ray.data.from_arrow([manifest.slice(start, rows) for start in range(0, len(manifest), rows)])
-
-
-def through(
-    listed: ray.data.Dataset,
-    recipe: Recipe,
-    sink: Sink,
-    claim: Claim | None,
-    *,
-    rows: int,
-    chunk: int,
-    staged: bool,
-    use_gpu: bool,
-    copies: int,
-) -> ray.data.Dataset:
-    """Rows of the manifest through all stages: rows of `plan.ROW_SCHEMA`.
-
-    Args:
-        listed: in blocks of `rows`.
-        recipe: of the job.
-        sink: where pictures go.
-        claim: to the segment that this is part of; None for a dry run.
-        rows: to a block.
-        chunk: rows whose pixels a generator of its own stage holds at once.
-        staged: a stage of Ray Data for each stage of ours, as on GPUs; else one actor for all of them, as on CPUs.
-        use_gpu: run the generators on GPUs.
-        copies: of the generator.
-    """
-    threads = max(1, (os.cpu_count() or 1) // copies)
-    pool = ray.data.ActorPoolStrategy(size=copies)
-    if not staged:
-        return listed.map_batches(
-            Workshop,
-            batch_format="pyarrow",
-            batch_size=rows,
-            compute=pool,
-            num_cpus=1,
-            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "claim": claim, "threads": threads},
-        )
-    # no num_cpus for encode: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
-    return (
-        listed.map_batches(partial(_load, recipe=recipe), batch_format="pyarrow", batch_size=rows)
-        .map_batches(
-            Translator,
-            batch_format="pyarrow",
-            batch_size=chunk,
-            compute=pool,
-            num_gpus=1 if use_gpu else 0,
-            num_cpus=0,
-            fn_constructor_kwargs={"recipe": recipe, "use_gpu": use_gpu, "threads": threads},
-        )
-        .map_batches(partial(encode, recipe=recipe, sink=sink, claim=claim, threads=1), batch_format="pyarrow", batch_size=rows)
-    )
-
-
-class Workshop:
-    """All stages in one worker."""
-
-    def __init__(self, recipe: Recipe, sink: Sink, claim: Claim | None, threads: int) -> None:
-        self.recipe, self.sink, self.claim, self.threads = recipe, sink, claim, threads
-        self.translator = Translator(recipe, use_gpu=False, threads=threads)
-        self.suspects = _SUSPECTS if _is_second_try() else 0
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Rows of the manifest in, of `plan.ROW_SCHEMA` out."""
-        for loaded in load(table, self.recipe.loading, threads=self.threads, apart=self.suspects > 0):
-            yield encode(self.translator(loaded), self.recipe, self.sink, self.claim, threads=self.threads)
-        self.suspects -= 1
-
-
-def _load(table: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
-    return load(table, recipe.loading, threads=1, apart=_is_second_try())
-
-
-def _is_second_try() -> bool:
-    """Whether a worker died over this actor's or this task's work before: perhaps of a photo."""
-    context = ray.get_runtime_context()
-    if context.get_actor_id():
-        return bool(context.was_current_actor_reconstructed)
-    # the only place where Ray says it of a task
-    worker: Any = ray._private.worker.global_worker
-    return bool(worker.core_worker.get_current_task_attempt_number())
 
 
 def _file_rows(job: TranslateJob, attempt: Attempt, use_gpu: bool) -> int:
@@ -362,22 +262,6 @@ def _pixels(job: TranslateJob, attempt: Attempt) -> float:
     if job.policy.shorter_side:
         return 1.3 * job.policy.shorter_side**2
     return max(1e4, _PIXELS_PER_BYTE * attempt.mean_size) if attempt.mean_size else 1e6
-
-
-@contextmanager
-def _row_checkpoint(attempt: Attempt) -> Iterator[None]:
-    """Has Ray Data keep its two-phase account of the files that it writes."""
-    filesystem, path = storage.open_arrow_filesystem(attempt.checkpoint_path)
-    context = ray.data.DataContext.get_current()
-    before = context.checkpoint_config
-    # kept until the segment is committed; Ray has no rows to filter, and would not filter blocks anyway: they are what is left
-    context.checkpoint_config = CheckpointConfig(
-        "row_id", path, delete_checkpoint_on_success=False, override_filesystem=filesystem or pa.fs.LocalFileSystem()
-    )
-    try:
-        yield
-    finally:
-        context.checkpoint_config = before
 
 
 @contextmanager
@@ -410,16 +294,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(cause))
             yield cause
             waiting += [getattr(cause, "cause", None), cause.__cause__]
-
-
-def _rebuild(pictures: pa.Table, reverse: Generator, use_gpu: bool) -> pa.Table:
-    """`translation_report.Rebuild`, by a worker that has what a generator needs."""
-    judged = ray.data.from_arrow(pictures).map_batches(
-        Judge,
-        batch_format="pyarrow",
-        batch_size=SHEET_PAIRS,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_gpus=1 if use_gpu else 0,
-        fn_constructor_kwargs={"reverse": reverse, "use_gpu": use_gpu},
-    )
-    return pa.concat_tables(judged.iter_batches(batch_size=None, batch_format="pyarrow"))
