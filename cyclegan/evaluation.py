@@ -23,7 +23,7 @@ from cyclegan import images, storage
 from cyclegan.config import EvaluateSettings
 from cyclegan.errors import InputError
 from cyclegan.images import Pixels
-from cyclegan.plan import manifest_table
+from cyclegan.plan import Plan, manifest_table, open_plan
 from cyclegan.sinks import read_picture
 from cyclegan.sources import Input, base_of, list_inputs, read_input, relative_name
 
@@ -79,8 +79,10 @@ def evaluate(job: EvaluateJob) -> PairedResult:
         InputError: no pair was found.
     """
     settings = job.settings
-    compared = partial(_compare_rows, truth=ray.put(job.truth))
-    pairs = _generated(settings.generated).map_batches(compared, batch_format="pyarrow")
+    place = storage.absolute(settings.generated)
+    plan = open_plan(place)
+    compared = partial(_compare_rows, truth=ray.put(job.truth), plan=plan)
+    pairs = (_rows_of_translation(plan) if plan else _rows_of_folder(place)).map_batches(compared, batch_format="pyarrow")
     table = pa.concat_tables([pa.Table.from_batches([], PAIR_SCHEMA), *pairs.iter_batches(batch_size=None, batch_format="pyarrow")])
     rows = table.to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
@@ -116,37 +118,39 @@ def compare(generated: Pixels, real: Pixels) -> dict[str, float]:
     }
 
 
-def _generated(place: str) -> ray.data.Dataset:
-    """Rows of what is to be judged: its name, and an `image` of a translation or an input to be read."""
-    place = storage.absolute(place)
-    if storage.exists(storage.join(place, "plan.json")):
-        base = json.loads(storage.read_text(storage.join(place, "plan.json")))["base"]
-        filesystem, data = storage.open_arrow_filesystem(storage.join(place, "data"))
-        return ray.data.read_parquet(data, filesystem=filesystem).map_batches(
-            partial(_rows_of_translation, base=base), batch_format="pyarrow"
-        )
+def _rows_of_translation(plan: Plan) -> ray.data.Dataset:
+    """Of each picture its `name`, and the columns of its row."""
+    filesystem, data = storage.open_arrow_filesystem(storage.join(plan.out, "data"))
+    return ray.data.read_parquet(data, filesystem=filesystem).map_batches(partial(_named, base=plan.base), batch_format="pyarrow")
+
+
+def _rows_of_folder(place: str) -> ray.data.Dataset:
+    """Of each picture its `name`, and the fields of an `Input`."""
     inputs, base = list(list_inputs(place)), base_of(place)
     table = manifest_table(inputs, 0).append_column("name", pa.array([_stem(item.uri, base) for item in inputs]))
     return ray.data.from_arrow([table.slice(start, 64) for start in range(0, len(table), 64)])
 
 
-def _rows_of_translation(table: pa.Table, base: str) -> pa.Table:
+def _named(table: pa.Table, base: str) -> pa.Table:
     names = [_stem(uri, base) for uri in table["source_uri"].to_pylist()]
-    return pa.table({"name": names, "image": table["image"], "status": table["status"]})
+    return pa.table({"name": names, **{column: table[column] for column in ("source_uri", "image", "status")}})
 
 
-def _compare_rows(table: pa.Table, truth: ray.ObjectRef[dict[str, Input]]) -> pa.Table:
+def _compare_rows(table: pa.Table, truth: ray.ObjectRef[dict[str, Input]], plan: Plan | None) -> pa.Table:
     inputs = ray.get(truth)
-    return pa.Table.from_pylist([_compare_row(row, inputs) for row in table.to_pylist()], schema=PAIR_SCHEMA)
+    return pa.Table.from_pylist([_compare_row(row, inputs, plan) for row in table.to_pylist()], schema=PAIR_SCHEMA)
 
 
-def _compare_row(row: dict[str, Any], truth: dict[str, Input]) -> dict[str, Any]:
+def _compare_row(row: dict[str, Any], truth: dict[str, Input], plan: Plan | None) -> dict[str, Any]:
     if row["name"] not in truth:
         return {"status": "missing"}
     if row.get("status", "ok") != "ok":
         return {"status": "unreadable"}
     try:
-        data = read_picture(row["image"]) if "image" in row else read_input(Input(**{name: row[name] for name in Input._fields}))
+        if plan:
+            data = read_picture(plan, row["source_uri"], row["image"])
+        else:
+            data = read_input(Input(**{name: row[name] for name in Input._fields}))
         return {"status": "ok", **compare(images.decode(data), images.decode(read_input(truth[row["name"]])))}
     except (OSError, images.ImageError):
         return {"status": "unreadable"}

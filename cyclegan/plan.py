@@ -104,6 +104,11 @@ class Plan:
         """The folder of one segment's rows."""
         return storage.join(self.out, "data", f"segment={segment.name}")
 
+    @property
+    def images_path(self) -> str:
+        """The folder of pictures that are files of their own."""
+        return storage.join(self.out, "images")
+
     def shards_path(self, segment: Segment) -> str:
         """The folder of one segment's WebDataset shards."""
         return storage.join(self.out, "shards", f"segment={segment.name}")

@@ -20,7 +20,9 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from cyclegan import storage
+from cyclegan.encoding import SUFFIXES
 from cyclegan.object_names import object_name
+from cyclegan.plan import Plan
 
 Format = Literal["parquet", "images", "webdataset"]
 Row = dict[str, Any]
@@ -98,21 +100,28 @@ class Sink:
         storage.write_bytes(path, buffer.getvalue())
 
 
-def read_picture(image: Row) -> bytes:
-    """The bytes of a translated picture, from the `image` column of its row.
+def place_of(plan: Plan, source_uri: str) -> str:
+    """Where the picture of a photo is, if pictures are files; OUT may have been moved since its row was written."""
+    return storage.join(plan.images_path, object_name(source_uri, plan.base, SUFFIXES[plan.request["encoding"]]))
+
+
+def read_picture(plan: Plan, source_uri: str, image: Row) -> bytes:
+    """The bytes of a translated picture, from the columns of its row.
 
     Raises:
         OSError: it can't be read.
     """
     if image["bytes"] is not None:
         return bytes(image["bytes"])
-    place, mark, member = image["path"].rpartition(".tar#")
-    if not mark:
-        return storage.read_bytes(image["path"])
+    if plan.request["format"] == "images":
+        return storage.read_bytes(place_of(plan, source_uri))
+    *_, segment, member = image["path"].split("/")
+    shard, _, name = member.partition("#")
+    place = storage.join(plan.out, "shards", segment, shard)
     try:
-        return _members(place + ".tar")[member]
+        return _members(place)[name]
     except (KeyError, tarfile.TarError) as error:
-        raise OSError(f"{image['path']}: {type(error).__name__}: {error}") from None
+        raise OSError(f"{place}: {type(error).__name__}: {error}") from None
 
 
 @lru_cache(maxsize=1)

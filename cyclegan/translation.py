@@ -108,7 +108,7 @@ class TranslateJob:
 
     def sink(self, plan: Plan, segment: Segment, token: str) -> Sink:
         """Where the pictures of one attempt go."""
-        folder = plan.shards_path(segment) if self.settings.format == "webdataset" else storage.join(self.out, "images")
+        folder = plan.shards_path(segment) if self.settings.format == "webdataset" else plan.images_path
         return Sink(self.settings.format, plan.base, images.SUFFIXES[self.settings.encoding], folder, token)
 
 

@@ -137,7 +137,7 @@ def _read_pairs(plan: Plan, segment: Segment, name: str, places: list[int]) -> I
         return
     for row in rows:
         try:
-            source, picture = read_input(inputs[row["row_id"]]), read_picture(row["image"])
+            source, picture = read_input(inputs[row["row_id"]]), read_picture(plan, row["source_uri"], row["image"])
         except OSError:
             continue  # a photo that is gone since is missed on the page, not by the job
         yield Pair(row["row_id"], row["image"]["path"].rpartition("/")[2], source, picture)

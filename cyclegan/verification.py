@@ -20,10 +20,11 @@ from cyclegan.ahead import made_ahead
 from cyclegan.data_files import THREADS, describe, read_ids, read_rows
 from cyclegan.errors import InputError
 from cyclegan.plan import Plan, Segment, hash_manifest
+from cyclegan.sinks import place_of
 
 Hashes = npt.NDArray[np.uint64]
 
-_COLUMNS = ["row_id", "status", "sha256", "image.path"]
+_COLUMNS = ["row_id", "source_uri", "status", "sha256"]
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ def _check_segment(plan: Plan, segment: Segment) -> _Check:
         table = read_rows(storage.join(folder, file["name"]), _COLUMNS)
         check.statuses.update(table["status"].to_pylist())
         ids.append(table["row_id"].to_numpy())
-        rows = [row for row in table.to_pylist() if row["path"] and _is_file(row["path"], plan)]
-        pictures.append(np.array([_hash(row["path"]) for row in rows], np.uint64))
+        if plan.request["format"] != "images":
+            continue
+        rows = [{**row, "place": place_of(plan, row["source_uri"])} for row in table.to_pylist() if row["status"] == "ok"]
+        pictures.append(np.array([_hash(row["place"]) for row in rows], np.uint64))
         damaged = made_ahead(lambda row: _check_picture(row, segment), rows, threads=THREADS)
         check.problems += [damage for damage in damaged if damage]
     here = np.concatenate(ids)
@@ -174,7 +177,7 @@ def _compare(folder: str, expected: dict[str, Any], segment: Segment) -> Problem
 
 def _check_picture(row: dict[str, Any], segment: Segment) -> Problem | None:
     """What is wrong with an image file."""
-    path, rows = row["path"], (row["row_id"],)
+    path, rows = row["place"], (row["row_id"],)
     try:
         found = describe(path)["sha256"]
     except FileNotFoundError:
@@ -213,15 +216,10 @@ def _strangers(plan: Plan, committed: set[str], pictures: Hashes | None) -> Iter
             yield Problem("foreign", storage.join(plan.out, folder, name), reason)
     if pictures is not None:
         ordered = np.sort(pictures)
-        for path in storage.walk(storage.join(plan.out, "images")):
+        for path in storage.walk(plan.images_path):
             place = int(np.searchsorted(ordered, _hash(path)))
             if place == len(ordered) or ordered[place] != _hash(path):
                 yield Problem("foreign", path, "no row names it")
-
-
-def _is_file(path: str, plan: Plan) -> bool:
-    """Whether a row's `image.path` is a file of its own; in Parquet it is a name only, in shards a member."""
-    return path.startswith(storage.join(plan.out, "images") + "/")
 
 
 def _hash(path: str) -> np.uint64:

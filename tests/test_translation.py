@@ -215,24 +215,27 @@ def test_a_hopeless_job_stops_early(cluster: Cluster, generator: str, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["images", "webdataset"])
 def test_pictures_outside_of_their_rows(cluster: Cluster, translated: TranslateSettings, tmp_path: Path, kind: str) -> None:
-    """The same pictures as in Parquet, where `path` says; and provably whole."""
+    """The same pictures as in Parquet, and provably whole; also after a move."""
     settings = translated.model_copy(update={"out": str(tmp_path / "out"), "format": kind})
     assert translate(prepare(settings), cluster).summary["ok"] == 10
     rows = rows_of(settings.out)
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in rows_of(translated.out)]
     assert all(row["image"]["bytes"] is None for row in rows if row["image"])  # type: ignore[index]
+    shutil.move(settings.out, tmp_path / "moved")
+    plan = open_plan(str(tmp_path / "moved"))
+    assert plan
     for row in rows:
         if row["image"]:
-            assert hashlib.sha256(read_picture(row["image"])).hexdigest() == row["sha256"]  # type: ignore[arg-type]
-    plan = open_plan(settings.out)
-    assert plan
+            picture = read_picture(plan, str(row["source_uri"]), row["image"])  # type: ignore[arg-type]
+            assert hashlib.sha256(picture).hexdigest() == row["sha256"]
     findings = verify(plan)
     assert (findings.problems, findings.ok, findings.failed) == ([], 10, 3)
-    names = {path.relative_to(tmp_path / "out" / "images").as_posix() for path in (tmp_path / "out" / "images").rglob("*.*")}
+    pictures = tmp_path / "moved" / "images"
+    names = {path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")}
     if kind == "images":
         assert {"2023/IMG 0.png", "2024/IMG 1.png", "turned.jpg.png"} <= names
     else:
-        shards = sorted((tmp_path / "out" / "shards").rglob("*.tar"))
+        shards = sorted((tmp_path / "moved" / "shards").rglob("*.tar"))
         samples = [name for shard in shards for name in members(shard)]
         assert sorted(samples) == sorted(f"{row['row_id']:012d}{suffix}" for row in rows if row["image"] for suffix in (".json", ".png"))
 

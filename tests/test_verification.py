@@ -21,7 +21,7 @@ from tests.test_ledger import WORKERS, finish, todo
 def plan(tmp_path: Path) -> Plan:
     """Two committed segments of four rows, two to a data file, their pictures in files of their own; row 5 failed."""
     inputs = [Input(f"{tmp_path}/{n}.jpg", n, str(n)) for n in range(8)]
-    made = make_plan(str(tmp_path / "out"), {"format": "images"}, str(tmp_path), inputs, segment_rows=4, settings={})
+    made = make_plan(str(tmp_path / "out"), {"format": "images", "encoding": "jpeg"}, str(tmp_path), inputs, segment_rows=4, settings={})
     pictures = tmp_path / "out" / "images"
     pictures.mkdir()
     for segment in made.segments:
