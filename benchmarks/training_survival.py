@@ -173,7 +173,7 @@ def kill_a_machine(folder: Path) -> list[str]:
     ray.init(address=machines.address, log_to_driver=False, logging_level="WARNING")
     ended: list[Any] = []
     job = training.prepare(asked)
-    cluster = Cluster(cpus=2, gpus=0, object_store_bytes=1e9, can_grow=False)
+    cluster = Cluster(machine_cpus=(2,), gpus=0, object_store_bytes=1e9, can_grow=False)
     thread = threading.Thread(target=lambda: ended.append(training.train(job, cluster)), daemon=True)
     thread.start()
     found: list[str] = []

@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,19 @@ def look_after_memory(most: dict[str, float], over: threading.Event) -> None:
             most[name] = max(most.get(name, 0), held.uss / 1e9)
 
 
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """What libtiff has to say of odd files goes straight to the file descriptor, a thousand lines of it."""
+    usual, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(usual, 2)
+        os.close(usual)
+        os.close(nowhere)
+
+
 def compare(out: Path, files: list[Path]) -> None:
     """Prints what became of each file."""
     rows = [row for path in out.glob("data/*/*.parquet") for row in pq.ParquetFile(path).read().to_pylist()]
@@ -178,7 +193,8 @@ def main() -> None:
             translate(job, cluster)
         over.set()
         watcher.join()
-        compare(root / "out", files)
+        with silent_libraries():
+            compare(root / "out", files)
         held = ", ".join(f"{name} {size:.2f}" for name, size in sorted(most.items(), key=lambda item: -item[1])[:4])
         print(f"most memory of a process, GB (under 2): {held}")
         for share in ("0.01", "0.5"):

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.translation_tiles [PHOTO ...] [--generator PATH]
 
-Goals: 35 dB at least, and at tile borders no larger step of the difference than beside them. Without photos, drawn landscapes; without a
-generator, the paper's and the seed's with random weights.
+Goals: 35 dB at least, and no step at a tile border above those of the 16 rows or columns beside it, neither of the picture nor of its
+difference to the whole photo's. Without photos, a drawn landscape; without a generator, the paper's and the seed's with random weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cyclegan.geometry import to_unit_range
 from cyclegan.images import Pixels, decode, resize
 from cyclegan.inference import PreparedGenerator
 from cyclegan.landscapes import draw
@@ -38,9 +39,19 @@ def generators(path: str | None) -> dict[str, Generator]:
     torch.manual_seed(0)
     found = {}
     for name, spec in specs.items():
-        state = initialise(spec.build(), "normal").state_dict()
-        found[name] = Generator(spec=spec, state=state, sha256="", size=256)
+        network = initialise(spec.build(), "normal")
+        if spec.norm == "batch":  # its statistics are those of a photo, as after training; else nothing would come through
+            train_statistics(network)
+        found[name] = Generator(spec=spec, state=network.state_dict(), sha256="", size=256)
     return found
+
+
+@torch.no_grad()
+def train_statistics(network: torch.nn.Module) -> None:
+    """Runs a photo through until the running means and variances have settled."""
+    batch = to_unit_range(torch.from_numpy(draw(0, "a", 256)).permute(2, 0, 1)[None])
+    for _ in range(50):
+        network.train()(batch)
 
 
 def steps(image: np.ndarray, axis: int) -> np.ndarray:
@@ -48,14 +59,14 @@ def steps(image: np.ndarray, axis: int) -> np.ndarray:
     return np.abs(np.diff(image.astype(np.float64), axis=axis)).mean(axis=(1 - axis, 2))
 
 
-def border_ratio(difference: np.ndarray, borders: list[int]) -> float:
-    """The largest step at a border over the mean of the 16 steps around it."""
+def border_ratio(image: np.ndarray, borders: list[int]) -> float:
+    """The step at a border over the largest of the 16 steps around it; of the border where that is most."""
     ratios = [0.0]
     for axis in (0, 1):
-        change = steps(difference, axis)
+        change = steps(image, axis)
         for border in borders:
             around = np.r_[change[border - 9 : border - 1], change[border : border + 8]]
-            ratios.append(change[border - 1] / max(around.mean(), 1e-9))
+            ratios.append(change[border - 1] / max(around.max(), 1e-9))
     return max(ratios)
 
 
@@ -81,7 +92,7 @@ def main() -> None:
             difference = found.astype(np.float64) - expected
             psnr = 10 * math.log10(255**2 / max(1e-9, float(np.square(difference).mean())))
             print(
-                f"{name}: {psnr:.1f} dB, contrast {expected.std():.0f}; largest step at a border over those beside it: "
+                f"{name}: {psnr:.1f} dB, contrast {expected.std():.0f}; step at a border over the largest beside it: "
                 f"difference {border_ratio(difference, borders):.2f}, picture {border_ratio(found, borders):.2f} "
                 f"(whole photo there {border_ratio(expected, borders):.2f}); {time.perf_counter() - started:.0f} s",
                 flush=True,

@@ -265,7 +265,7 @@ class TranslateSettings(Settings):
     batch_size: Positive | None = None
     """Photos of one size that a generator takes at once; found by itself unless given."""
     generators: Positive | None = None
-    """Copies of the generator; by default one for each GPU, or one on a CPU."""
+    """Copies of the generator; by default one for each GPU, or one for each machine without any."""
     gpu: bool | None = None
     """Translate on GPUs; by default where the cluster has any."""
     segment_rows: Positive = 1_000_000
@@ -353,10 +353,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Cluster:
     """What a job can use now: logical CPUs and GPUs, bytes of the object store; and whether more may come (an autoscaler)."""
 
-    cpus: float
+    machine_cpus: tuple[float, ...]
+    """Of each machine that has any."""
     gpus: float
     object_store_bytes: float
     can_grow: bool
+
+    @property
+    def cpus(self) -> float:
+        """Of all machines."""
+        return sum(self.machine_cpus)
 
     def use_gpu(self, asked: bool | None, count: int) -> bool:
         """Whether to run on GPUs: as asked, else where there are any.

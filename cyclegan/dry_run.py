@@ -74,13 +74,13 @@ def dry_run(job: TranslateJob, cluster: Cluster) -> Estimate:
         InputError: too few GPUs.
     """
     settings = job.settings
-    use_gpu, copies = job.devices(cluster)
+    workers = job.workers(cluster)
     drawn, inputs, input_bytes = draw(list_inputs(job.source), settings.sample)
     rows = max(1, len(drawn) // BLOCKS)
     listed = in_blocks(manifest_table(drawn, 0), rows)
     # the pictures come back in their rows, whatever the format
     sink = Sink("parquet", base_of(job.source), SUFFIXES[settings.encoding], "", "")
-    translated = through(listed, job.recipe, sink, None, rows=rows, chunk=rows, staged=use_gpu, use_gpu=use_gpu, copies=copies)
+    translated = through(listed, job.recipe, sink, None, rows=rows, chunk=rows, staged=workers.use_gpu, workers=workers)
     output_bytes = 0
     error_types: Counter[str] = Counter()
     times, counts = [time.monotonic()], [0]

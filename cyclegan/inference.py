@@ -35,8 +35,8 @@ TILED_PIXELS = 4 * 1024**2
 MAX_BATCH_SIZE = 256
 """The search for the quickest batch size ends here."""
 
-WORTH_DOUBLING, TRIALS = 1.05, 2
-"""A batch of twice the size must be quicker per photo by this factor, by the best of so many trials: the first of a size is slow."""
+TRIALS = 3
+"""Batches of a size that are timed, of which the quickest counts: the first is slow, and others use the machine too."""
 
 Size = tuple[int, int]
 """Height and width in pixels, padded to multiples of the generator's stride."""
@@ -202,7 +202,7 @@ def _land(flying: deque[_Flight], left: int) -> Iterator[tuple[int, Pixels]]:
 
 
 class BatchSizes:
-    """Finds for each size of photo how many go through at once: doubled as long as that makes more photos a second.
+    """Finds for each size of photo how many go through at once: doubled until two doublings in a row made no more photos a second.
 
     Args:
         fixed: this many always, no search.
@@ -222,7 +222,7 @@ class BatchSizes:
         first = 1 << max(0, min(self._pixels // math.prod(size), MAX_BATCH_SIZE).bit_length() - 2)
         rates = self._rates.setdefault(size, {first: []})
         tried = max(rates)
-        self.current = max(rates, key=lambda each: max(rates[each], default=0.0))
+        self.current = _quickest(rates)
         timed = len(rates[tried]) < TRIALS and tried <= fitting
         return min(tried if timed else self.current, fitting), timed
 
@@ -230,10 +230,15 @@ class BatchSizes:
         """So many photos took so long; fewer than were proposed, the last of a kind, say nothing."""
         rates, tried = self._rates[size], max(self._rates[size])
         rates[tried] += [number / seconds] if number == tried else []
-        if len(rates[tried]) == TRIALS and max(rates[tried]) > WORTH_DOUBLING * max(rates.get(tried // 2, [0.0])):
-            self._pixels = tried * math.prod(size)
-            if tried < MAX_BATCH_SIZE:
+        if len(rates[tried]) == TRIALS:
+            quickest = _quickest(rates)
+            self._pixels = quickest * math.prod(size)
+            if tried <= 2 * quickest and tried < MAX_BATCH_SIZE:
                 rates[tried * 2] = []
+
+
+def _quickest(rates: dict[int, list[float]]) -> int:
+    return max(rates, key=lambda number: max(rates[number], default=0.0))
 
 
 def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:

@@ -50,7 +50,10 @@ def duration(seconds: float) -> str:
 
 
 class Line:
-    """One line that is always the newest: rewritten in place on a terminal, else said every half minute."""
+    """One line that is always the newest: rewritten in place on a terminal, else said every half minute.
+
+    As a context manager, what was shown last stands at its end, and what comes next begins on a line of its own.
+    """
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
@@ -67,7 +70,9 @@ class Line:
             self._last = time.monotonic()
             log.info("%s", text)
 
-    def end(self) -> None:
-        """Lets what was shown last stand, and what comes next begin on a line of its own."""
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._shown:
             sys.stderr.write("\n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
 from cyclegan import storage
+from cyclegan.config import Cluster
 from cyclegan.ledger import Attempt, Claim
 from cyclegan.sinks import Sink
 from cyclegan.stages import Judge, Recipe, Translator, encode, load
@@ -33,6 +35,38 @@ _SUSPECTS = 8
 """Calls after a worker's death whose photos are decoded apart: more than Ray keeps waiting for one actor."""
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The copies of the generator.
+
+    Args:
+        use_gpu: each has a GPU; else CPUs.
+        copies: how many.
+        threads: of each, on CPUs.
+        cpus: that Ray sets aside for each; fewer than it has threads, or none would be left for writing.
+    """
+
+    use_gpu: bool
+    copies: int
+    threads: int
+    cpus: float
+
+    @classmethod
+    def on(cls, cluster: Cluster, *, gpu: bool | None, copies: int | None) -> Workers:
+        """As many as asked for, else one for each GPU or machine, on GPUs where asked for, else where there are any.
+
+        Raises:
+            InputError: too few GPUs.
+        """
+        if cluster.use_gpu(gpu, copies or 1):
+            return cls(True, copies or max(1, int(cluster.gpus)), threads=1, cpus=0)
+        # the smallest machine says how large a copy is; a larger one has room for several
+        smallest = int(min(cluster.machine_cpus, default=os.cpu_count() or 1))
+        fitting = sum(int(cpus) // smallest for cpus in cluster.machine_cpus)
+        threads = smallest if copies is None else max(1, min(smallest, int(cluster.cpus) // copies))
+        return cls(False, copies or max(1, fitting), threads, cpus=threads * (smallest - 1) / smallest)
+
+
 def in_blocks(manifest: pa.Table, rows: int) -> ray.data.Dataset:
     """Rows of the manifest in blocks of so many.
 
@@ -40,7 +74,8 @@ def in_blocks(manifest: pa.Table, rows: int) -> ray.data.Dataset:
     CPUs nothing is written meanwhile.
     """
     # not from_arrow, which has a task look at each block: ten seconds and more for a segment of a million
-    return ray.data.from_blocks([manifest.slice(start, rows) for start in range(0, len(manifest), rows)])
+    blocks: ray.data.Dataset = ray.data.from_blocks([manifest.slice(start, rows) for start in range(0, len(manifest), rows)])
+    return blocks
 
 
 def through(
@@ -52,8 +87,7 @@ def through(
     rows: int,
     chunk: int,
     staged: bool,
-    use_gpu: bool,
-    copies: int,
+    workers: Workers,
 ) -> ray.data.Dataset:
     """Rows of the manifest through all stages: rows of `plan.ROW_SCHEMA`.
 
@@ -65,19 +99,17 @@ def through(
         rows: to a block.
         chunk: rows whose pixels a generator of its own stage holds at once.
         staged: a stage of Ray Data for each stage of ours, as on GPUs; else one actor for all of them, as on CPUs.
-        use_gpu: run the generators on GPUs.
-        copies: of the generator.
+        workers: where the generators run.
     """
-    threads = max(1, (os.cpu_count() or 1) // copies)
-    pool = ray.data.ActorPoolStrategy(size=copies)
+    pool = ray.data.ActorPoolStrategy(size=workers.copies)
     if not staged:
         return listed.map_batches(
             Workshop,
             batch_format="pyarrow",
             batch_size=rows,
             compute=pool,
-            num_cpus=1,
-            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "claim": claim, "threads": threads},
+            num_cpus=workers.cpus,
+            fn_constructor_kwargs={"recipe": recipe, "sink": sink, "claim": claim, "threads": workers.threads},
         )
     # no num_cpus for encode: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
     return (
@@ -87,9 +119,9 @@ def through(
             batch_format="pyarrow",
             batch_size=chunk,
             compute=pool,
-            num_gpus=1 if use_gpu else 0,
+            num_gpus=1 if workers.use_gpu else 0,
             num_cpus=0,
-            fn_constructor_kwargs={"recipe": recipe, "use_gpu": use_gpu, "threads": threads},
+            fn_constructor_kwargs={"recipe": recipe, "use_gpu": workers.use_gpu, "threads": workers.threads},
         )
         .map_batches(partial(encode, recipe=recipe, sink=sink, claim=claim, threads=1), batch_format="pyarrow", batch_size=rows)
     )

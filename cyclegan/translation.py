@@ -31,7 +31,7 @@ from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
 from cyclegan.stages import CHUNK_BYTES, Recipe
-from cyclegan.streaming import in_blocks, rebuild, row_checkpoint, through
+from cyclegan.streaming import Workers, in_blocks, rebuild, row_checkpoint, through
 from cyclegan.translation_report import finished, summarise, write_report
 from cyclegan.watch import CalledOff, Watch
 from cyclegan.weights import Generator, load_generator
@@ -97,14 +97,13 @@ class TranslateJob:
             batch_size=settings.batch_size,
         )
 
-    def devices(self, cluster: Cluster) -> tuple[bool, int]:
-        """Whether to run on GPUs, and how many copies of the generator.
+    def workers(self, cluster: Cluster) -> Workers:
+        """Where its generators run.
 
         Raises:
             InputError: too few GPUs.
         """
-        use_gpu = cluster.use_gpu(self.settings.gpu, self.settings.generators or 1)
-        return use_gpu, self.settings.generators or (max(1, int(cluster.gpus)) if use_gpu else 1)
+        return Workers.on(cluster, gpu=self.settings.gpu, copies=self.settings.generators)
 
     def sink(self, plan: Plan, segment: Segment, token: str) -> Sink:
         """Where the pictures of one attempt go."""
@@ -171,7 +170,7 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
         StoppedError: OUT is full or can't be reached, or another job has taken it over.
     """
     settings = job.settings
-    use_gpu, copies = job.devices(cluster)
+    workers = job.workers(cluster)
     with _stopping(job.out), hold(job.out) as lease:
         plan = find_plan(job.out, job.request, job.source)
         if plan is None:
@@ -182,13 +181,16 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
             _reopen_failed(plan, lease)
         done = 0
         for segment in ledger.open_segments(plan):
-            if stopped := _translate_segment(job, plan, segment, lease, cluster=cluster, use_gpu=use_gpu, copies=copies):
+            if stopped := _translate_segment(job, plan, segment, lease, workers=workers, cpus=cluster.cpus):
                 return TranslateResult(plan.out, summarise(plan), stopped)
             done += 1
         if done or not finished(plan):
             summary = summarise(plan)
             write_report(
-                plan, summary, partial(rebuild, reverse=job.reverse, use_gpu=use_gpu) if job.reverse else None, settings.cycle_sample
+                plan,
+                summary,
+                partial(rebuild, reverse=job.reverse, use_gpu=workers.use_gpu) if job.reverse else None,
+                settings.cycle_sample,
             )
         else:
             summary = summarise(plan)
@@ -202,9 +204,7 @@ def _reopen_failed(plan: Plan, lease: Lease) -> None:
             ledger.reopen(plan, segment, lease.token, drop=ledger.failed_ids(plan, segment), renew=True)
 
 
-def _translate_segment(
-    job: TranslateJob, plan: Plan, segment: Segment, lease: Lease, *, cluster: Cluster, use_gpu: bool, copies: int
-) -> str | None:
+def _translate_segment(job: TranslateJob, plan: Plan, segment: Segment, lease: Lease, *, workers: Workers, cpus: float) -> str | None:
     """Translates and commits what is left of one segment; gives back why it stopped, if too many photos failed."""
     started = time.monotonic()
     attempt = ledger.begin(plan, segment, lease.token)
@@ -214,13 +214,13 @@ def _translate_segment(
     if attempt.rows:
         try:
             with watch:
-                run_attempt(job, attempt, staged=use_gpu, use_gpu=use_gpu, copies=copies)
+                run_attempt(job, attempt, workers, staged=workers.use_gpu)
         except CalledOff:
             if watch.problem:
                 raise watch.problem from None
             return watch.hopeless
     lease.check()
-    record = ledger.commit(attempt, time.monotonic() - started, {"generators": copies, "cpus": cluster.cpus})
+    record = ledger.commit(attempt, time.monotonic() - started, {"generators": workers.copies, "cpus": cpus})
     log.info(
         "segment %d of %d: %d ok, %d failed, %.1f images/s",
         segment.number + 1, len(plan.segments), record["ok"], record["failed"], attempt.rows / record["seconds"],
@@ -228,25 +228,22 @@ def _translate_segment(
     return None
 
 
-def run_attempt(job: TranslateJob, attempt: Attempt, *, staged: bool, use_gpu: bool, copies: int) -> None:
+def run_attempt(job: TranslateJob, attempt: Attempt, workers: Workers, *, staged: bool) -> None:
     """Sends what is left of a segment through Ray Data, whose row checkpoint says which files are whole.
 
     Args:
         job: of OUT.
         attempt: at its beginning.
-        staged: as for `through`.
-        use_gpu: likewise.
-        copies: likewise.
+        workers: as for `through`.
+        staged: likewise.
     """
-    rows = _file_rows(job, attempt, use_gpu)
+    rows = _file_rows(job, attempt, workers.use_gpu)
     filesystem, data = storage.open_arrow_filesystem(attempt.plan.data_path(attempt.segment))
     with row_checkpoint(attempt):
         listed = in_blocks(attempt.todo, rows)
         sink = job.sink(attempt.plan, attempt.segment, attempt.token)
         chunk = max(1, int(CHUNK_BYTES / (4 * _pixels(job, attempt))))
-        translated = through(
-            listed, job.recipe, sink, attempt.claim, rows=rows, chunk=min(rows, chunk), staged=staged, use_gpu=use_gpu, copies=copies
-        )
+        translated = through(listed, job.recipe, sink, attempt.claim, rows=rows, chunk=min(rows, chunk), staged=staged, workers=workers)
         translated.write_parquet(data, filesystem=filesystem)
 
 

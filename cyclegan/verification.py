@@ -7,7 +7,7 @@ damaged are opened again, so that the job translates exactly those rows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -64,8 +64,12 @@ class Findings:
         return not self.problems and self.planned == self.ok + self.failed
 
 
-def verify(plan: Plan) -> Findings:
+def verify(plan: Plan, show: Callable[[str], None] = lambda _: None) -> Findings:
     """Reads every file of OUT back and holds it against the plan.
+
+    Args:
+        plan: of OUT.
+        show: told now and then how far that is.
 
     Raises:
         InputError: the manifest was changed; nothing can be held against it then.
@@ -81,7 +85,7 @@ def verify(plan: Plan) -> Findings:
             reason = f"segment {segment.number} is not committed; the job itself goes on with it"
             findings.problems.append(Problem("missing", plan.data_path(segment), reason, segment.number))
             continue
-        check = _check_segment(plan, segment)
+        check = _check_segment(plan, segment, findings.ok + findings.failed, show)
         findings.ok += check.statuses["ok"]
         findings.failed += check.statuses["failed"]
         findings.problems += check.problems
@@ -123,7 +127,7 @@ class _Check:
     pictures: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
-def _check_segment(plan: Plan, segment: Segment) -> _Check:
+def _check_segment(plan: Plan, segment: Segment, before: int, show: Callable[[str], None]) -> _Check:
     check = _Check()
     try:
         record = ledger.read_commit(plan, segment)
@@ -144,6 +148,7 @@ def _check_segment(plan: Plan, segment: Segment) -> _Check:
             continue
         table = read_rows(storage.join(folder, file["name"]), _COLUMNS)
         check.statuses.update(table["status"].to_pylist())
+        show(f"{before + check.statuses.total()} of {plan.rows} rows read back")
         ids.append(table["row_id"].to_numpy())
         if plan.request["format"] != "images":
             continue

@@ -66,7 +66,7 @@ class Watch:
     def __enter__(self) -> Watch:
         before = signal.signal(_SIGNAL, _call_off)
         self._leaving.callback(signal.signal, _SIGNAL, before)
-        self._leaving.callback(self.line.end)
+        self._leaving.enter_context(self.line)
         self._leaving.enter_context(every(1, self))
         self._may_call_off = True
         return self

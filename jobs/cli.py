@@ -99,8 +99,9 @@ def ray_session() -> Iterator[Cluster]:
     signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in its place, which leaves without a word
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         yield Cluster(
-            cpus=resources.get("CPU", 0),
+            machine_cpus=tuple(cpus for cpus in machines if cpus),
             gpus=resources.get("GPU", 0),
             object_store_bytes=resources.get("object_store_memory", 0),
             can_grow=remote,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cyclegan.config import TranslateSettings, VerifySettings
@@ -14,6 +15,7 @@ from cyclegan.errors import InputError
 from jobs.cli import parse, ray_session, run
 
 if TYPE_CHECKING:
+    from cyclegan.plan import Plan
     from cyclegan.verification import Findings
 
 _SHOWN = 50
@@ -28,30 +30,31 @@ def main(argv: Sequence[str]) -> int:
     planned = plan.open_plan(out)
     if planned is None:
         raise InputError(f"{out}: holds no plan.json; give an OUT of jobs.translate")
-    findings = verification.verify(planned)
-    _say(findings)
-    if findings.is_whole or not settings.repair:
-        return 0 if findings.is_whole else 1
-    from cyclegan.translation import prepare, translate
+    with lease.hold(out) if settings.repair else nullcontext() as held:
+        findings = _verify(planned)
+        if findings.is_whole or held is None:
+            return 0 if findings.is_whole else 1
+        from cyclegan.translation import prepare, translate
 
-    changes = {"out": out, "generator": settings.generator or planned.settings["generator"], "gpu": settings.gpu}
-    job = prepare(TranslateSettings.model_validate(planned.settings | changes))  # before anything is deleted
-    with lease.hold(out) as held:
+        changes = {"out": out, "generator": settings.generator or planned.settings["generator"], "gpu": settings.gpu}
+        job = prepare(TranslateSettings.model_validate(planned.settings | changes))  # before anything is deleted
         verification.repair(planned, findings, held.token)
     with ray_session() as cluster:
         translate(job, cluster)
-    findings = verification.verify(planned)
-    _say(findings)
-    return 0 if findings.is_whole else 1
+    return 0 if _verify(planned).is_whole else 1
 
 
-def _say(findings: Findings) -> None:
+def _verify(planned: Plan) -> Findings:
+    from cyclegan import progress, verification
+
+    with progress.Line() as line:
+        findings = verification.verify(planned, line.show)
     for problem in findings.problems[:_SHOWN]:
         print(problem, file=sys.stderr)
-    if findings.is_whole:
-        print(f"planned {findings.planned} = {findings.ok} ok + {findings.failed} failed: whole")
-    else:
-        print(f"planned {findings.planned}, {findings.ok} ok, {findings.failed} failed, {len(findings.problems)} problems: not whole")
+    counts = f"{findings.ok} ok + {findings.failed} failed"
+    whole = findings.is_whole
+    print(f"planned {findings.planned} = {counts}: whole" if whole else f"planned {findings.planned}, found {counts}: not whole")
+    return findings
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def cluster() -> Iterator[Cluster]:
     """A Ray of the tests' own, in this process."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield Cluster(cpus=2, gpus=0, object_store_bytes=1e9, can_grow=False)
+    yield Cluster(machine_cpus=(2,), gpus=0, object_store_bytes=1e9, can_grow=False)
     ray.shutdown()
 
 

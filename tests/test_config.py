@@ -129,10 +129,10 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_are_asked_for_where_there_are_some() -> None:
-    laptop, workstation = Cluster(4, 0, 1e9, False), Cluster(16, 2, 1e9, False)
+    laptop, workstation = Cluster((4,), 0, 1e9, False), Cluster((16,), 2, 1e9, False)
     assert not laptop.use_gpu(None, 1)
     assert workstation.use_gpu(None, 2)
     assert not workstation.use_gpu(False, 2)
-    assert Cluster(0, 0, 0, can_grow=True).use_gpu(True, 8)
+    assert Cluster((), 0, 0, can_grow=True).use_gpu(True, 8)
     with pytest.raises(InputError, match="--no-gpu"):
         laptop.use_gpu(True, 1)

@@ -74,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     **{pipeline: PARTS | KEPT | {""} for pipeline in PIPELINES},
 }
 ALLOWED["training"] = ALLOWED["training"] | {"training_data", "training_loop"}
-ALLOWED["streaming"] = {"ledger", "plan", "sinks", "stages", "storage", "translation_report", "weights"}
+ALLOWED["streaming"] = {"config", "ledger", "plan", "sinks", "stages", "storage", "translation_report", "weights"}
 ALLOWED["translation"] = ALLOWED["translation"] | {"streaming"}
 ALLOWED["dry_run"] = PARTS | KEPT | {"streaming", "translation"}
 

@@ -267,7 +267,7 @@ def test_folders_of_others_are_not_written_to(landscapes: Path, tmp_path: Path) 
 
 
 def test_domains_that_do_not_fit_are_refused(cluster: Cluster, landscapes: Path, tmp_path: Path) -> None:
-    small = Cluster(cpus=2, gpus=0, object_store_bytes=1000, can_grow=False)
+    small = Cluster(machine_cpus=(2,), gpus=0, object_store_bytes=1000, can_grow=False)
     data = {"a": str(landscapes / "a"), "b": str(landscapes / "b")}
     with pytest.raises(InputError, match=r"--data\.cache stream"):
         train(prepare(tiny_settings(landscapes, tmp_path / "run", data={**data, "cache": "memory"})), small)

@@ -261,7 +261,7 @@ def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: st
     job = dataclasses.replace(prepare(settings), policy=Poisonous())
     plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=100, settings={})
     attempt = ledger.begin(plan, plan.segments[0], "test")
-    run_attempt(job, attempt, staged=staged, use_gpu=False, copies=1)
+    run_attempt(job, attempt, job.workers(cluster), staged=staged)
     record = ledger.commit(attempt, 1.0, {"generators": 1, "cpus": 2.0})
     assert record["error_types"] == {"kills_its_process": 3, "empty": 1, "not_an_image": 1, "truncated": 1}
     assert record["ok"] == 7
