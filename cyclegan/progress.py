@@ -6,7 +6,6 @@ In: what to say, and how often. Out: calls of it from a thread of its own; a lin
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import threading
 import time
@@ -57,7 +56,7 @@ class Line:
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
-        self._last = -math.inf
+        self._last = time.monotonic()
         self._shown = False
 
     def show(self, text: str) -> None:

@@ -27,8 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from cyclegan import lease, plan, storage, verification
 
     out = storage.absolute(settings.out)
-    planned = plan.open_plan(out)
-    if planned is None:
+    if (planned := plan.open_plan(out)) is None:
         raise InputError(f"{out}: holds no plan.json; give an OUT of jobs.translate")
     with lease.hold(out) if settings.repair else nullcontext() as held:
         findings = _verify(planned)
@@ -51,9 +50,8 @@ def _verify(planned: Plan) -> Findings:
         findings = verification.verify(planned, line.show)
     for problem in findings.problems[:_SHOWN]:
         print(problem, file=sys.stderr)
-    counts = f"{findings.ok} ok + {findings.failed} failed"
-    whole = findings.is_whole
-    print(f"planned {findings.planned} = {counts}: whole" if whole else f"planned {findings.planned}, found {counts}: not whole")
+    found = f"{findings.ok} ok + {findings.failed} failed"
+    print(f"planned {findings.planned} = {found}: whole" if findings.is_whole else f"planned {findings.planned}, found {found}: not whole")
     return findings
 
 

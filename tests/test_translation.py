@@ -91,6 +91,13 @@ def test_every_input_is_one_row(translated: TranslateSettings, photos: Path) -> 
         assert b"huggingface" in pq.read_schema(path).metadata
 
 
+def test_several_generators_leave_a_cpu_for_writing(cluster: Cluster, translated: TranslateSettings, tmp_path: Path) -> None:
+    settings = translated.model_copy(update={"out": str(tmp_path / "out"), "generators": 2})
+    assert translate(prepare(settings), cluster).summary["ok"] == 10
+    for ours, theirs in zip(rows_of(settings.out), rows_of(translated.out), strict=True):
+        assert (ours["row_id"], ours["status"], ours["width"]) == (theirs["row_id"], theirs["status"], theirs["width"])
+
+
 def test_failed_rows_say_why(translated: TranslateSettings) -> None:
     failed = {Path(str(row["source_uri"])).name: row for row in rows_of(translated.out) if row["status"] == "failed"}
     assert {name: row["error_type"] for name, row in failed.items()} == {
