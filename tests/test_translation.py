@@ -205,19 +205,19 @@ def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, ph
 def test_a_hopeless_job_stops_early(cluster: Cluster, generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as more have failed than may fail of all; what was done stays, and more patience goes on from there."""
     (tmp_path / "photos").mkdir()
-    for index in range(160):
-        (tmp_path / "photos" / f"{index:03d}.jpg").write_bytes(b"no photo" if index < 40 else encode(draw(index % 8, "a", 96), "jpeg"))
+    for index in range(80):
+        (tmp_path / "photos" / f"{index:03d}.jpg").write_bytes(b"no photo" if index < 20 else encode(draw(index % 8, "a", 96), "jpeg"))
     settings = settings_for(generator, tmp_path / "photos", tmp_path / "out", segment_rows=1000, max_failed_share=0.1, file_rows=1)
     monkeypatch.setattr(watch, "LOOK_EVERY", 1)
     result = translate(prepare(settings), cluster)
     assert result.stopped
-    assert "images failed so far, more than --max-failed-share 0.1 of 160" in result.stopped
+    assert "images failed so far, more than --max-failed-share 0.1 of 80" in result.stopped
     assert result.summary["done"] == 0
     patient = translate(prepare(settings.model_copy(update={"max_failed_share": 0.5})), cluster)
-    assert (patient.stopped, patient.summary["ok"], patient.summary["failed"]) == (None, 120, 40)
+    assert (patient.stopped, patient.summary["ok"], patient.summary["failed"]) == (None, 60, 20)
     plan = open_plan(settings.out)
     assert plan
-    assert ledger.read_commit(plan, plan.segments[0])["translated"] < 160
+    assert ledger.read_commit(plan, plan.segments[0])["translated"] < 80
 
 
 @pytest.mark.parametrize("kind", ["images", "webdataset"])

@@ -35,7 +35,8 @@ def plan(tmp_path: Path) -> Plan:
                 picture, data = pictures / f"{row_id}.jpg", f"picture {row_id}".encode()
                 picture.write_bytes(data)
                 image = {"bytes": None, "path": str(picture)}
-                rows.append({"row_id": row_id, "status": "ok", "image": image, "sha256": sha256(data).hexdigest()})
+                uri = f"{tmp_path}/{row_id}.jpg"
+                rows.append({"row_id": row_id, "source_uri": uri, "status": "ok", "image": image, "sha256": sha256(data).hexdigest()})
             path = Path(made.data_path(segment)) / f"x{number}-0.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path)
