@@ -8,7 +8,7 @@ alternate, a loop before and after each job.
 
 The job's steady rate is that at which its files appear after the first quarter, so the start of its processes does not count. Its files are
 as large as those of a job of a hundred thousand photos; `--file-rows 16` is what a job of this size takes by itself, to lose less when it
-is killed, and costs a tenth of the rate.
+is killed.
 """
 
 from __future__ import annotations
