@@ -1,6 +1,6 @@
 """What of a plan is done: rows that count, commits, and the way back from both.
 
-In: a plan, the files that Ray Data left. Out: OUT/work/ while a segment is open, OUT/commits/ once it was read back and found whole.
+In: a plan, the files that Ray Data left. Out: OUT/work while a segment is open, OUT/commits once it was read back and found whole.
 
 Ray's row checkpoint says of each data file of one run whether it was finished (its ids are renamed from `.pending` to a plain name). A
 run that takes over counts these files once, writes down their names and what is left to do, and from then on only they and its own
