@@ -23,6 +23,7 @@ from cyclegan.geometry import from_unit_range, pad_to_multiple, to_unit_range
 from cyclegan.images import Pixels
 from cyclegan.tiles import smallest_tile, translate_in_tiles
 from cyclegan.weights import Generator
+from cyclegan.winograd import quicken_convolutions
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -74,7 +75,7 @@ class PreparedGenerator:
         quickest: Literal["bf16", "fp32"] = "bf16" if generator.input.bits == generator.output.bits == 8 and has_bf16(device) else "fp32"
         self.precision = quickest if precision == "auto" else precision
         self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.network = prepare_network(generator.build(), device).to(self.dtype)
+        self.network = prepare_network(generator.build(), device, self.dtype)
         self.tile = tile
         self.tiled: frozenset[int] = frozenset()
         self._sizes = BatchSizes(batch_size)
@@ -241,14 +242,16 @@ def _quickest(rates: dict[int, list[float]]) -> int:
     return max(rates, key=lambda number: max(rates[number], default=0.0))
 
 
-def prepare_network(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network in eval mode, its BatchNorm folded into the convolutions, in the layout in which the device convolves quickest."""
+def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The network in eval mode, its BatchNorm folded into the convolutions, as the device convolves quickest."""
     for module in list(network.eval().modules()):
         if isinstance(module, nn.Sequential):
             _fold_batch_norm(module)
         if device.type == "cpu":
             _quicken_instance_norm(module)
-    return network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu" and dtype == torch.float32:
+        quicken_convolutions(network)
+    return network.requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
 
 
 def _fold_batch_norm(layers: nn.Sequential) -> None:

@@ -18,7 +18,7 @@ PARTS = {
 }
 KEPT = {
     *("data_files", "inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles"),
-    *("translation_report", "verification", "watch", "weights"),
+    *("translation_report", "verification", "watch", "weights", "winograd"),
 }
 PIPELINES = {"training", "translation", "evaluation"}
 
@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "image_tables": {"errors", "files", "storage"},
     "optimizer": set(),
     "sync_batch_norm": set(),
+    "winograd": set(),
     "progress": set(),
     "alarms": {"losses"},
     "storage": {"errors"},
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"ahead", "data_files", "plan", "storage"},
     "sinks": {"encoding", "object_names", "plan", "storage"},
     "tiles": {"geometry", "images"},
-    "inference": {"geometry", "images", "tiles", "weights"},
+    "inference": {"geometry", "images", "tiles", "weights", "winograd"},
     "stages": PARTS | {"inference", "ledger", "plan", "sinks", "weights"},
     "verification": {"ahead", "data_files", "errors", "ledger", "plan", "sinks", "storage"},
     "watch": {"data_files", "errors", "lease", "ledger", "progress", "storage"},
