@@ -11,7 +11,7 @@ demo: .venv/installed  ## draw, train, translate, evaluate and show, in a few mi
 	$(BIN)/python -m jobs.demo
 
 test: .venv/installed  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed  ## format, lint and types
 	$(BIN)/ruff format --check .

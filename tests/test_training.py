@@ -98,8 +98,8 @@ def kill_a_worker_after_step(step: int, checkpoints: Path) -> None:
     next(workers).kill()
 
 
-def test_a_killed_job_is_taken_up_bit_for_bit(landscapes: Path, tmp_path: Path, finished: TrainSettings) -> None:
-    """SIGKILL to the process that the user started; the same command again. benchmarks/training_survival.py does it five times over."""
+def test_a_killed_job_is_taken_up_bit_for_bit(cluster: Cluster, landscapes: Path, tmp_path: Path, finished: TrainSettings) -> None:
+    """SIGKILL to the process that the user started; the same again. benchmarks/training_survival.py does it five times over."""
     settings = tiny_settings(landscapes, tmp_path / "run")
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
     command = [sys.executable, "-m", "jobs.train", "--config", str(tmp_path / "config.yaml")]
@@ -111,7 +111,7 @@ def test_a_killed_job_is_taken_up_bit_for_bit(landscapes: Path, tmp_path: Path, 
     job.wait()
     assert not run.has_ended(run.read_metrics(settings.out))
 
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    train(prepare(settings), cluster)
     timeless = [[{**record, "images_per_second": 0} for record in run.read_metrics(out)] for out in (settings.out, finished.out)]
     assert timeless[0] == timeless[1]
     ours, undisturbed = weights_of(settings.out), weights_of(finished.out)
