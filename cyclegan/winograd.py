@@ -19,10 +19,10 @@ FEWEST_CHANNELS = 128
 SQUARES = 128
 """That go through together, so that what is made of them stays in the cache."""
 
+# the paper's transposed B, its G and its transposed A: a row for each value that comes out
 _B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-# all three transposed as in the paper: rows are what comes out
 
 _ONES = 7
 """Of the 36 products the one that all 16 outputs contain once: the place of the bias."""

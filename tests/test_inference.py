@@ -71,9 +71,8 @@ def difference(first: Pixels, second: Pixels) -> int:
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize(("architecture", "blocks"), [("seed", 2), ("resnet", 2), ("unet", 5)])
-@pytest.mark.parametrize(
-    ("channels", "most"), [(8, 1e-5), (32, 1e-4)]
-)  # with 32 the residual blocks of seed and resnet have enough for Winograd's convolutions
+# with 32 the residual blocks of seed and resnet are wide enough for Winograd's convolutions
+@pytest.mark.parametrize(("channels", "most"), [(8, 1e-5), (32, 1e-4)])
 def test_preparing_changes_nothing(architecture: str, blocks: int, norm: str, channels: int, most: float) -> None:
     spec = GeneratorSpec(architecture=architecture, channels=channels, blocks=blocks, norm=norm)  # type: ignore[arg-type]
     network = network_of(spec)

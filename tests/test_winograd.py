@@ -28,6 +28,7 @@ def test_equals_the_convolution(padding: int, bias: bool, size: tuple[int, int])
 
 @pytest.mark.parametrize("squares", [1, 3, 20])
 def test_any_number_of_squares_together(monkeypatch: pytest.MonkeyPatch, squares: int) -> None:
+    torch.manual_seed(0)
     conv, x = nn.Conv2d(2, 2, 3, padding=1), torch.randn(5, 2, 13, 17)
     monkeypatch.setattr(winograd, "SQUARES", squares)
     with torch.inference_mode():
@@ -35,6 +36,7 @@ def test_any_number_of_squares_together(monkeypatch: pytest.MonkeyPatch, squares
 
 
 def test_only_where_it_is_the_same_and_pays() -> None:
+    torch.manual_seed(0)
     many = FEWEST_CHANNELS
     network = nn.Sequential(
         nn.Conv2d(many, many, 3, padding=1),
