@@ -176,7 +176,8 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
         if plan is None:
             saved = settings.model_dump(mode="json", exclude={"retry_failed"})
             plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=settings.segment_rows, settings=saved)
-            log.info("%d images in %d segments", plan.rows, len(plan.segments))
+            segments = len(plan.segments)
+            log.info("%d images in %s", plan.rows, "one segment" if segments == 1 else f"{segments} segments")
         if settings.retry_failed:
             _reopen_failed(plan, lease)
         done = 0
