@@ -99,7 +99,7 @@ def train_settings(folders: Folders) -> TrainSettings:
         out=folders.run,
         workers=2,
         gpu=False,
-        steps=300,
+        steps=200,
         batch_size=4,
         size=SIZE,
         generator=GeneratorSettings(architecture="resnet", channels=16, blocks=3, norm="instance"),
