@@ -327,6 +327,8 @@ class DemoSettings(Settings):
 
     out: str = "demo"
     """Folder for everything the demo makes; must be empty or an earlier demo's."""
+    steps: Positive = 300
+    """Of the training; more of them make better pictures."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -92,14 +92,14 @@ def draw_domains(out: str) -> Folders:
     return folders
 
 
-def train_settings(folders: Folders) -> TrainSettings:
+def train_settings(folders: Folders, steps: int) -> TrainSettings:
     """A small network of the paper's kind: at 64 pixels the seed's three halvings leave too little of the shapes."""
     return TrainSettings(
         data=DataSettings(a=folders.train_a, b=folders.train_b),
         out=folders.run,
         workers=2,
         gpu=False,
-        steps=200,
+        steps=steps,
         batch_size=4,
         size=SIZE,
         generator=GeneratorSettings(architecture="resnet", channels=16, blocks=3, norm="instance"),

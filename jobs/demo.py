@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
 
     folders = demo.draw_domains(settings.out)
     with ray_session() as cluster:
-        training.train(training.prepare(demo.train_settings(folders)), cluster)
+        training.train(training.prepare(demo.train_settings(folders, settings.steps)), cluster)
         translated_all = translation.translate(translation.prepare(demo.translate_settings(folders)), cluster)
         translated, untranslated = (
             evaluation.evaluate(evaluation.prepare(demo.evaluate_settings(folders, generated)))

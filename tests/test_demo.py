@@ -1,4 +1,4 @@
-"""The demo, whole, as a newcomer runs it."""
+"""The demo, whole, as a newcomer runs it, but with fewer steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 @pytest.mark.timeout(600)
 def test_demo(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path), "--steps", "80"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"at most {GOAL} is asked" in done.stdout

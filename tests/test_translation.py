@@ -263,15 +263,14 @@ class Poisonous(SizePolicy):
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: str, photos: Path, tmp_path: Path, staged: bool) -> None:
-    """Three of them; all others are translated. Once as on a CPU, once as on GPUs."""
-    settings = settings_for(generator, photos, tmp_path / "out", segment_rows=100)
+    """Two of them; all others are translated. Once as on a CPU, once as on GPUs."""
+    settings = settings_for(generator, photos / "2023", tmp_path / "out", segment_rows=100)
     job = dataclasses.replace(prepare(settings), policy=Poisonous())
     plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=100, settings={})
     attempt = ledger.begin(plan, plan.segments[0], "test")
     run_attempt(job, attempt, job.workers(cluster), staged=staged)
     record = ledger.commit(attempt, 1.0, {"generators": 1, "cpus": 2.0})
-    assert record["error_types"] == {"kills_its_process": 3, "empty": 1, "not_an_image": 1, "truncated": 1}
-    assert record["ok"] == 7
+    assert (record["ok"], record["error_types"]) == (3, {"kills_its_process": 2})
 
 
 def test_a_dry_run_writes_nothing(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
