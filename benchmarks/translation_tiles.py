@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cyclegan.geometry import to_unit_range
 from cyclegan.images import Pixels, decode, resize
 from cyclegan.inference import PreparedGenerator
 from cyclegan.landscapes import draw
 from cyclegan.networks import GeneratorSpec, initialise
 from cyclegan.tiles import overlap_for, spans
+from cyclegan.unit_range import to_unit_range
 from cyclegan.weights import Generator, load_generator
 
 SIDE = 1024

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from cyclegan.errors import InputError
-from cyclegan.geometry import TooSmallError, TrainingSize, to_unit_range
+from cyclegan.geometry import TooSmallError, TrainingSize
 from cyclegan.images import Pixels
+from cyclegan.unit_range import to_unit_range
 
 T = TypeVar("T")
 

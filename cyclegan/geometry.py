@@ -1,6 +1,6 @@
 """Sizes: what a photo is resized and padded to before a generator, the way back, and the random crops of training.
 
-In and out: pixels (H, W, C) of 8 or 16 bits for single photos; whole numbers in, floats in [-1, 1] out for batches (N, C, H, W).
+In and out: pixels (H, W, C) of 8 or 16 bits. Knows no torch, as `loading`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cyclegan.errors import InputError
 from cyclegan.images import Pixels, resize
@@ -60,18 +58,6 @@ def pad_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
     height, width = (max(MIN_SIDE, -(-side // multiple) * multiple) for side in pixels.shape[:2])
     margin = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
     return np.pad(pixels, margin, mode="symmetric") if margin != ((0, 0), (0, 0), (0, 0)) else pixels
-
-
-def to_unit_range(batch: Tensor) -> Tensor:
-    """Whole numbers, uint8 [0, 255] or uint16 [0, 65535], to float [-1, 1]: x / (half of the largest) - 1."""
-    return batch.float().div_(torch.iinfo(batch.dtype).max / 2).sub_(1)
-
-
-def from_unit_range(batch: Tensor, bits: int = 8) -> Tensor:
-    """Floats [-1, 1] to whole numbers of 8 or 16 bits, rounded."""
-    dtype = torch.uint8 if bits == 8 else torch.uint16
-    largest = torch.iinfo(dtype).max
-    return batch.float().add(1).mul(largest / 2).round().clamp(0, largest).to(dtype)
 
 
 Fit = Literal["square", "width", "keep"]

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cyclegan.geometry import from_unit_range, pad_to_multiple, to_unit_range
+from cyclegan.geometry import pad_to_multiple
 from cyclegan.images import Pixels
 from cyclegan.tiles import smallest_tile, translate_in_tiles
+from cyclegan.unit_range import from_unit_range, to_unit_range
 from cyclegan.weights import Generator
 from cyclegan.winograd import quicken_convolutions
 

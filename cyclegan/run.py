@@ -23,12 +23,12 @@ from cyclegan import alarms, report, storage
 from cyclegan.config import TrainSettings
 from cyclegan.domain import Domain
 from cyclegan.errors import InputError
-from cyclegan.geometry import from_unit_range
 from cyclegan.images import PixelFormat, Pixels
 from cyclegan.losses import GanLoss
 from cyclegan.model import CycleGAN, generator_spec
 from cyclegan.options import read_yaml, to_yaml
 from cyclegan.progress import duration
+from cyclegan.unit_range import from_unit_range
 from cyclegan.weights import save_generator
 
 SAMPLES = 4

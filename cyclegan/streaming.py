@@ -2,10 +2,11 @@
 
 In: rows of the manifest. Out: a dataset of rows of `plan.ROW_SCHEMA`, which Ray works at when it is written or read.
 
-    rows in blocks -> load (read, decode, resize) -> Translator (generator) -> encode, put away
+    rows in blocks -> load (read, decode, resize) -> Translator (generator) -> store (encode, put away)
 
 On GPUs each stage is a stage of Ray Data, with CPUs of its own. On a CPU one actor does all of it: the stages would only take the CPU from
-each other, and what one process does in turn is on disk soonest. What each stage does stands in `stages`.
+each other, and what one process does in turn is on disk soonest. What each stage does stands in `loading`, `generating`
+and `storing`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -25,9 +25,12 @@ from ray.data.checkpoint import CheckpointConfig
 
 from cyclegan import storage
 from cyclegan.config import Cluster
+from cyclegan.generating import Judge, Recipe, Translator
 from cyclegan.ledger import Attempt, Claim
+from cyclegan.loading import load
+from cyclegan.second_try import is_second_try
 from cyclegan.sinks import Sink
-from cyclegan.stages import Judge, Recipe, Translator, encode, load
+from cyclegan.storing import store
 from cyclegan.translation_report import SHEET_PAIRS
 from cyclegan.weights import Generator
 
@@ -111,9 +114,9 @@ def through(
             num_cpus=workers.cpus,
             fn_constructor_kwargs={"recipe": recipe, "sink": sink, "claim": claim, "threads": workers.threads},
         )
-    # no num_cpus for encode: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
+    # no num_cpus for storing: with equal resources Ray fuses it with writing, so a block is on disk once it is translated
     return (
-        listed.map_batches(partial(_load, recipe=recipe), batch_format="pyarrow", batch_size=rows)
+        listed.map_batches(partial(load, loading=recipe.loading, threads=1, apart=is_second_try), batch_format="pyarrow", batch_size=rows)
         .map_batches(
             Translator,
             batch_format="pyarrow",
@@ -123,7 +126,7 @@ def through(
             num_cpus=0,
             fn_constructor_kwargs={"recipe": recipe, "use_gpu": workers.use_gpu, "threads": workers.threads},
         )
-        .map_batches(partial(encode, recipe=recipe, sink=sink, claim=claim, threads=1), batch_format="pyarrow", batch_size=rows)
+        .map_batches(partial(store, storing=recipe.storing, sink=sink, claim=claim, threads=1), batch_format="pyarrow", batch_size=rows)
     )
 
 
@@ -133,27 +136,13 @@ class Workshop:
     def __init__(self, recipe: Recipe, sink: Sink, claim: Claim | None, threads: int) -> None:
         self.recipe, self.sink, self.claim, self.threads = recipe, sink, claim, threads
         self.translator = Translator(recipe, use_gpu=False, threads=threads)
-        self.suspects = _SUSPECTS if _is_second_try() else 0
+        self.suspects = _SUSPECTS if is_second_try() else 0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Rows of the manifest in, of `plan.ROW_SCHEMA` out."""
-        for loaded in load(table, self.recipe.loading, threads=self.threads, apart=self.suspects > 0):
-            yield encode(self.translator(loaded), self.recipe, self.sink, self.claim, threads=self.threads)
+        for loaded in load(table, self.recipe.loading, threads=self.threads, apart=lambda: self.suspects > 0):
+            yield store(self.translator(loaded), self.recipe.storing, self.sink, self.claim, threads=self.threads)
         self.suspects -= 1
-
-
-def _load(table: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
-    return load(table, recipe.loading, threads=1, apart=_is_second_try())
-
-
-def _is_second_try() -> bool:
-    """Whether a worker died over this actor's or this task's work before: perhaps of a photo."""
-    context = ray.get_runtime_context()
-    if context.get_actor_id():
-        return bool(context.was_current_actor_reconstructed)
-    # the only place where Ray says it of a task
-    worker: Any = ray._private.worker.global_worker
-    return bool(worker.core_worker.get_current_task_attempt_number())
 
 
 @contextmanager

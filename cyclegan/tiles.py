@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cyclegan.geometry import from_unit_range, pad_to_multiple
+from cyclegan.geometry import pad_to_multiple
 from cyclegan.images import PixelFormat, Pixels
+from cyclegan.unit_range import from_unit_range
 
 SAMPLE_PIECES, SAMPLE_SIDE = 16, 256
 """What is looked at first: so many pieces or more, and of so many pixels a side or less. Many small ones show more than a few large."""

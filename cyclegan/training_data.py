@@ -18,15 +18,15 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from cyclegan import images
 from cyclegan.config import Cluster, TrainSettings
 from cyclegan.domain import Domain, Images, StreamedImages
 from cyclegan.errors import InputError
-from cyclegan.geometry import Fit, TooSmallError, TrainingSize
-from cyclegan.images import ImageError, PixelFormat, Pixels
+from cyclegan.geometry import Fit, TrainingSize
+from cyclegan.images import PixelFormat, Pixels
 from cyclegan.model import generator_spec
 from cyclegan.run import Unreadable
-from cyclegan.sources import Input, read
+from cyclegan.sources import Input
+from cyclegan.training_images import UNREADABLE, decode_rows, load_image
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _GROWING_STORE_BYTES = 4e9
 """The same, where machines that don't exist yet will have to hold them."""
 _COMPRESSION = 12
 """Bytes of pixels for a byte of a file, about, for images whose size is not known before they are decoded."""
-_READABLE = (OSError, ImageError)
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,6 @@ def _decoded_bytes(domain: str, inputs: list[Input], settings: TrainSettings) ->
     return _COMPRESSION * sum(item.size or 0 for item in inputs) * kind.bits / 8
 
 
-def _load(uri: str, kind: PixelFormat, size: TrainingSize) -> Pixels:
-    return size.prepare(images.decode(read(uri), kind))
-
-
 def _offer_stream(files: Mapping[str, list[Input]], settings: TrainSettings) -> TrainData:
     names = {domain: pa.array([item.uri for item in inputs], pa.large_string()) for domain, inputs in files.items()}
     for domain, kept in _streamed(names, settings).items():
@@ -132,7 +127,7 @@ def _streamed(names: Mapping[str, Any], settings: TrainSettings) -> dict[str, St
     size = training_size(settings)
     arrays = {domain: array if isinstance(array, pa.Array) else ray.get(array) for domain, array in names.items()}
     return {
-        domain: StreamedImages(array, partial(_load, kind=pixel_format(settings, domain), size=size), _READABLE)
+        domain: StreamedImages(array, partial(load_image, kind=pixel_format(settings, domain), size=size), UNREADABLE)
         for domain, array in arrays.items()
     }
 
@@ -144,7 +139,7 @@ def _decode_once(files: Mapping[str, list[Input]], settings: TrainSettings) -> T
         table = pa.table({"domain": [domain] * len(inputs), "row_id": ids, "uri": [item.uri for item in inputs]})
         blocks += [table.slice(start, 64) for start in range(0, len(table), 64)]
     kinds = {domain: pixel_format(settings, domain) for domain in files}
-    rows = ray.data.from_arrow(blocks).map_batches(partial(_decode_rows, kinds=kinds, size=size), batch_format="pyarrow")
+    rows = ray.data.from_arrow(blocks).map_batches(partial(decode_rows, kinds=kinds, size=size), batch_format="pyarrow")
 
     counts = dict.fromkeys(files, 0)
     unreadable: list[Unreadable] = []
@@ -167,29 +162,6 @@ def _decode_once(files: Mapping[str, list[Input]], settings: TrainSettings) -> T
         if failed:
             log.warning("domain %s: %d of %d files can't be read and are left out", domain, len(failed), len(files[domain]))
     return TrainData(counts, blocks=kept, unreadable=unreadable)
-
-
-def _decode_rows(table: pa.Table, kinds: Mapping[str, PixelFormat], size: TrainingSize) -> pa.Table:
-    """Adds `pixels` (the bytes of an array (height, width, C)) with their `height` and `width`, or `error`."""
-    rows = []
-    for row in table.to_pylist():
-        row |= {"pixels": None, "height": None, "width": None, "error": None, "too_small": False}
-        try:
-            pixels = _load(row["uri"], kinds[row["domain"]], size)
-            row |= {"pixels": pixels.tobytes(), "height": pixels.shape[0], "width": pixels.shape[1]}
-        except TooSmallError as error:
-            row |= {"error": str(error), "too_small": True}
-        except _READABLE as error:
-            row |= {"error": str(error) or type(error).__name__}
-        rows.append(row)
-    decoded = [
-        ("pixels", pa.large_binary()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("error", pa.string()),
-        ("too_small", pa.bool_()),
-    ]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*table.schema, *(pa.field(*column) for column in decoded)]))
 
 
 def _collect(blocks: list[ray.ObjectRef[pa.Table]], settings: TrainSettings) -> dict[str, list[Pixels]]:

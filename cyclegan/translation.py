@@ -24,13 +24,14 @@ import cyclegan
 from cyclegan import images, ledger, storage
 from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.errors import InputError, StoppedError
+from cyclegan.generating import Recipe
 from cyclegan.geometry import SizePolicy
 from cyclegan.lease import Lease, hold
 from cyclegan.ledger import Attempt
+from cyclegan.loading import CHUNK_BYTES
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
-from cyclegan.stages import CHUNK_BYTES, Recipe
 from cyclegan.streaming import Workers, in_blocks, rebuild, row_checkpoint, through
 from cyclegan.translation_report import finished, summarise, write_report
 from cyclegan.watch import CalledOff, Watch
@@ -77,7 +78,7 @@ class TranslateJob:
             "keep_exif": settings.keep_exif,
             "precision": settings.precision,
             "cyclegan": cyclegan.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # as it is, every worker that unpickles a plan would load torch
             "pillow": PIL.__version__,
             "machine": platform.machine(),
         }

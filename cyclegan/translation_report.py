@@ -36,7 +36,7 @@ _LIMITS = {
 }
 
 _READERS = 8
-"""Photos that a CPU waits for at once, as in `stages`."""
+"""Photos that a CPU waits for at once, as in `loading`."""
 
 Rebuild = Callable[[pa.Table], pa.Table]
 """Columns row_id, source and picture (bytes of image files) to row_id, error (mean absolute, of 255) and rebuilt (bytes of a PNG)."""

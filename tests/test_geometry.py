@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cyclegan.geometry import SizePolicy, from_unit_range, pad_to_multiple, to_unit_range
+from cyclegan.geometry import SizePolicy, pad_to_multiple
+from cyclegan.unit_range import from_unit_range, to_unit_range
 
 
 @pytest.mark.parametrize(

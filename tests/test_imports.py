@@ -12,12 +12,23 @@ from tests.conftest import REPOSITORY
 
 PARTS = {
     *("ahead", "alarms", "average", "config", "domain", "errors", "geometry", "image_pool", "landscapes", "lease", "losses", "networks"),
-    *("object_names", "optimizer", "options", "progress", "report", "storage", "sync_batch_norm", "trackers"),
+    *(
+        "object_names",
+        "optimizer",
+        "options",
+        "progress",
+        "report",
+        "storage",
+        "sync_batch_norm",
+        "trackers",
+        "training_images",
+        "unit_range",
+    ),
     *("colour", "deep", "encoding", "exif", "images", "mislabelled", "pixels"),
     *("archives", "files", "image_tables", "manifests", "sources"),
 }
 KEPT = {
-    *("data_files", "inference", "ledger", "model", "plan", "run", "sinks", "stages", "tiles"),
+    *("data_files", "generating", "inference", "ledger", "loading", "model", "plan", "run", "sinks", "storing", "tiles"),
     *("translation_report", "verification", "watch", "weights", "winograd"),
 }
 PIPELINES = {"training", "translation", "evaluation"}
@@ -51,7 +62,8 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "options": {"config", "errors", "storage"},
     "geometry": {"errors", "images"},
-    "domain": {"errors", "geometry", "images"},
+    "unit_range": set(),
+    "domain": {"errors", "geometry", "images", "unit_range"},
     "landscapes": {"images"},
     "report": {"images"},
     "sources": {"archives", "errors", "files", "image_tables", "manifests", "storage"},
@@ -62,9 +74,12 @@ ALLOWED: dict[str, set[str]] = {
     "data_files": {"plan", "storage"},
     "ledger": {"ahead", "data_files", "plan", "storage"},
     "sinks": {"encoding", "object_names", "plan", "storage"},
-    "tiles": {"geometry", "images"},
-    "inference": {"geometry", "images", "tiles", "weights", "winograd"},
-    "stages": PARTS | {"inference", "ledger", "plan", "sinks", "weights"},
+    "tiles": {"geometry", "images", "unit_range"},
+    "inference": {"geometry", "images", "tiles", "unit_range", "weights", "winograd"},
+    "loading": {"ahead", "geometry", "images", "plan", "sources"},
+    "storing": {"errors", "images", "ledger", "loading", "plan", "sinks"},
+    "generating": {"geometry", "images", "inference", "loading", "storing", "weights"},
+    "training_images": {"geometry", "images", "sources"},
     "verification": {"ahead", "data_files", "errors", "ledger", "plan", "sinks", "storage"},
     "watch": {"data_files", "errors", "lease", "ledger", "progress", "storage"},
     "translation_report": {"images", "ledger", "plan", "progress", "report", "sinks", "sources", "storage"},
@@ -75,12 +90,19 @@ ALLOWED: dict[str, set[str]] = {
     **{pipeline: PARTS | KEPT | {""} for pipeline in PIPELINES},
 }
 ALLOWED["training"] = ALLOWED["training"] | {"training_data", "training_loop"}
-ALLOWED["streaming"] = {"config", "ledger", "plan", "sinks", "stages", "storage", "translation_report", "weights"}
+ALLOWED["second_try"] = set()
+ALLOWED["streaming"] = {
+    *("config", "ledger", "plan", "sinks", "storage", "translation_report", "weights"),
+    *("generating", "loading", "second_try", "storing"),
+}
 ALLOWED["translation"] = ALLOWED["translation"] | {"streaming"}
 ALLOWED["dry_run"] = PARTS | KEPT | {"streaming", "translation"}
 
-RAY_IS_KNOWN_TO = {"evaluation", "streaming", "training", "training_data", "training_loop"}
+RAY_IS_KNOWN_TO = {"evaluation", "second_try", "streaming", "training", "training_data", "training_loop"}
 ABOVE_RAY = {"dry_run", "translation"}
+
+WITHOUT_TORCH = {"config", "loading", "options", "second_try", "storing", "training_images"}
+"""What jobs run before they know that all options are right, and what runs in many processes: torch takes seconds and 500 MB of each."""
 
 
 def imports_of(path: str) -> set[str]:
@@ -112,6 +134,12 @@ def test_module_imports_lower_floors_only(module: str) -> None:
 def test_ray_is_not_loaded_below_the_pipelines() -> None:
     lower = sorted(ALLOWED.keys() - RAY_IS_KNOWN_TO - ABOVE_RAY)
     code = f"import sys; import {', '.join(f'cyclegan.{name}' for name in lower)}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", sorted(WITHOUT_TORCH))
+def test_torch_is_not_loaded_where_it_would_cost(module: str) -> None:
+    code = f"import sys; import cyclegan.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 

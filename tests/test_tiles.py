@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan import tiles
-from cyclegan.geometry import from_unit_range, pad_to_multiple, to_unit_range
+from cyclegan.geometry import pad_to_multiple
 from cyclegan.images import PixelFormat, Pixels
 from cyclegan.landscapes import Domain, draw
 from cyclegan.networks import GeneratorSpec, initialise
 from cyclegan.tiles import Span, receptive_field, shared_norms, smallest_tile, spans, spread, translate_in_tiles
+from cyclegan.unit_range import from_unit_range, to_unit_range
 
 RGB8, RGB16 = PixelFormat(3, 8), PixelFormat(3, 16)
 

@@ -7,10 +7,14 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +30,18 @@ from cyclegan.errors import InputError
 from cyclegan.geometry import SizePolicy, pad_to_multiple
 from cyclegan.images import PixelFormat, Pixels, decode, encode
 from cyclegan.landscapes import draw
+from cyclegan.loading import load
 from cyclegan.networks import GeneratorSpec
 from cyclegan.plan import ROW_SCHEMA, make_plan, open_plan
+from cyclegan.second_try import is_second_try
 from cyclegan.sinks import read_picture
 from cyclegan.sources import list_inputs
+from cyclegan.storing import store
 from cyclegan.translation import prepare, run_attempt, translate
 from cyclegan.translation_report import sample_pairs
 from cyclegan.verification import verify
 from cyclegan.weights import load_generator, save_generator
+from tests.conftest import REPOSITORY
 
 SPEC = GeneratorSpec(architecture="resnet", channels=4, blocks=1)
 
@@ -271,6 +279,20 @@ def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: st
     run_attempt(job, attempt, job.workers(cluster), staged=staged)
     record = ledger.commit(attempt, 1.0, {"generators": 1, "cpus": 2.0})
     assert (record["ok"], record["error_types"]) == (3, {"kills_its_process": 2})
+
+
+def test_processes_that_load_and_store_photos_need_no_torch(generator: str, photos: Path, tmp_path: Path) -> None:
+    """With it each of the many beside a GPU would have several hundred MB more, and begin seconds later."""
+    job = prepare(settings_for(generator, photos, tmp_path / "out", format="webdataset"))
+    plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=100, settings={})
+    attempt = ledger.begin(plan, plan.segments[0], "test")
+    sink = job.sink(plan, plan.segments[0], attempt.token)
+    tasks = (
+        partial(load, loading=job.recipe.loading, threads=1, apart=is_second_try),
+        partial(store, storing=job.recipe.storing, sink=sink, claim=attempt.claim, threads=1),
+    )
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], input=pickle.dumps(tasks), cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_a_dry_run_writes_nothing(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
