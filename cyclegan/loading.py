@@ -1,8 +1,8 @@
 """The first stage of a translation: rows of the manifest become pixels, or rows that say why not.
 
 In: rows of the manifest. Out: rows of `LOADED_SCHEMA`, whose pixels travel as the bytes of uint8 or uint16 arrays in plain Arrow columns,
-so photos of different sizes share a table and nothing is pickled. Knows no torch, with which each of the many processes that load photos
-for GPUs would be four times as large.
+so photos of different sizes share a table and nothing is pickled. Knows no torch: with it each of the many processes that load photos for
+GPUs would be more than twice as large.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ In: rows of the manifest. Out: a dataset of rows of `plan.ROW_SCHEMA`, which Ray
     rows in blocks -> load (read, decode, resize) -> Translator (generator) -> store (encode, put away)
 
 On GPUs each stage is a stage of Ray Data, with CPUs of its own. On a CPU one actor does all of it: the stages would only take the CPU from
-each other, and what one process does in turn is on disk soonest. What each stage does stands in `loading`, `generating`
-and `storing`.
+each other, and what one process does in turn is on disk soonest. What each stage does stands in `loading`,
+`generating` and `storing`.
 """
 
 from __future__ import annotations

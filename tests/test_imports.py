@@ -12,18 +12,8 @@ from tests.conftest import REPOSITORY
 
 PARTS = {
     *("ahead", "alarms", "average", "config", "domain", "errors", "geometry", "image_pool", "landscapes", "lease", "losses", "networks"),
-    *(
-        "object_names",
-        "optimizer",
-        "options",
-        "progress",
-        "report",
-        "storage",
-        "sync_batch_norm",
-        "trackers",
-        "training_images",
-        "unit_range",
-    ),
+    *("object_names", "optimizer", "options", "progress", "report", "storage", "sync_batch_norm"),
+    *("trackers", "training_images", "unit_range"),
     *("colour", "deep", "encoding", "exif", "images", "mislabelled", "pixels"),
     *("archives", "files", "image_tables", "manifests", "sources"),
 }
@@ -102,7 +92,7 @@ RAY_IS_KNOWN_TO = {"evaluation", "second_try", "streaming", "training", "trainin
 ABOVE_RAY = {"dry_run", "translation"}
 
 WITHOUT_TORCH = {"config", "loading", "options", "second_try", "storing", "training_images"}
-"""What jobs run before they know that all options are right, and what runs in many processes: torch takes seconds and 500 MB of each."""
+"""What jobs run before they know that all options are right, and what runs in many processes: torch takes seconds and hundreds of MB of each."""
 
 
 def imports_of(path: str) -> set[str]:

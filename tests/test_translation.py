@@ -282,7 +282,7 @@ def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: st
 
 
 def test_processes_that_load_and_store_photos_need_no_torch(generator: str, photos: Path, tmp_path: Path) -> None:
-    """With it each of the many beside a GPU would have several hundred MB more, and begin seconds later."""
+    """With it each of the many beside a GPU would be more than twice as large, and begin seconds later."""
     job = prepare(settings_for(generator, photos, tmp_path / "out", format="webdataset"))
     plan = make_plan(job.out, job.request, job.source, list_inputs(job.source), segment_rows=100, settings={})
     attempt = ledger.begin(plan, plan.segments[0], "test")
