@@ -92,7 +92,7 @@ RAY_IS_KNOWN_TO = {"evaluation", "second_try", "streaming", "training", "trainin
 ABOVE_RAY = {"dry_run", "translation"}
 
 WITHOUT_TORCH = {"config", "loading", "options", "second_try", "storing", "training_images"}
-"""What jobs run before they know that all options are right, and what runs in many processes: torch takes seconds and hundreds of MB of each."""
+"""What jobs run before they know that all options are right, and what runs in many processes: torch costs each seconds and memory."""
 
 
 def imports_of(path: str) -> set[str]:
