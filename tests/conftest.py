@@ -14,9 +14,8 @@ from pathlib import Path
 # Before Ray is imported: a local Ray with a token would leave it behind for every later one on this machine.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Before Ray starts its workers: they and this process find the same object store, which `bucket` starts.
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    OBJECT_STORE_PORT: int = probe.getsockname()[1]
+# Between Ray's ports (to 19999) and those that systems give away (from 32768): it is used minutes later and must still be free.
+OBJECT_STORE_PORT = 20000 + os.getpid() % 10000
 os.environ |= {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{OBJECT_STORE_PORT}",
     "AWS_ACCESS_KEY_ID": "test",
