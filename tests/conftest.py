@@ -15,9 +15,8 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Before Ray starts its workers: they and this process find the same object store, which `bucket` starts.
 # Between Ray's ports (to 19999) and those that systems give away (from 32768): it is used minutes later and must still be free.
-OBJECT_STORE_PORT = 20000 + os.getpid() % 10000
 os.environ |= {
-    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{OBJECT_STORE_PORT}",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{20000 + os.getpid() % 10000}",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -34,6 +33,7 @@ from cyclegan.images import encode
 from cyclegan.landscapes import Domain, draw
 
 REPOSITORY = Path(__file__).parent.parent
+OBJECT_STORE_PORT = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
