@@ -13,15 +13,6 @@ from pathlib import Path
 
 # Before Ray is imported: a local Ray with a token would leave it behind for every later one on this machine.
 os.environ["RAY_AUTH_MODE"] = "disabled"
-# Before Ray starts its workers: they and this process find the same object store, which `bucket` starts.
-# Between Ray's ports (to 19999) and those that systems give away (from 32768): it is used minutes later and must still be free.
-os.environ |= {
-    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{20000 + os.getpid() % 10000}",
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 import fsspec
 import pytest
@@ -33,7 +24,22 @@ from cyclegan.images import encode
 from cyclegan.landscapes import Domain, draw
 
 REPOSITORY = Path(__file__).parent.parent
-OBJECT_STORE_PORT = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+# Between the ports of Ray (to 19999) and those that systems give away (from 32768): it is used minutes later and must still be free.
+OBJECT_STORE_PORT = 20000 + os.getpid() % 10000
+
+
+def pytest_configure() -> None:
+    """Tell this process and the Ray workers that it starts of one object store, which `bucket` starts.
+
+    Not on import: a worker that unpickles a test's class imports this file too, and would look for a store of its own.
+    """
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{OBJECT_STORE_PORT}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -73,6 +79,7 @@ def bucket() -> Iterator[str]:
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", OBJECT_STORE_PORT)) == 0:
                     break
+            assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
         fsspec.filesystem("s3").mkdir("bucket")

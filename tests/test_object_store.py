@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from cyclegan import run, storage
@@ -21,6 +24,14 @@ from cyclegan.translation import translate
 from cyclegan.verification import repair, verify
 from cyclegan.weights import save_generator
 from tests.conftest import tiny_settings
+
+
+def test_a_worker_that_imports_the_tests_finds_the_same_object_store(cluster: Cluster) -> None:
+    def endpoint() -> str:
+        importlib.import_module("tests.conftest")
+        return os.environ["AWS_ENDPOINT_URL"]
+
+    assert ray.get(ray.remote(endpoint).remote()) == os.environ["AWS_ENDPOINT_URL"]
 
 
 def test_all_jobs_from_and_to_a_bucket(cluster: Cluster, bucket: str, landscapes: Path) -> None:
