@@ -33,7 +33,7 @@ from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
 from cyclegan.streaming import Workers, in_blocks, rebuild, row_checkpoint, through
-from cyclegan.translation_report import finished, summarise, write_report
+from cyclegan.translation_report import finished, summarise, withdraw_report, write_report
 from cyclegan.watch import CalledOff, Watch
 from cyclegan.weights import Generator, load_generator
 
@@ -163,6 +163,21 @@ def _find_reverse(settings: TranslateSettings, generator: Generator) -> Generato
     return reverse
 
 
+def already_done(job: TranslateJob) -> TranslateResult | None:
+    """What an earlier run of `job` has finished, None where there is something to do; needs no Ray.
+
+    Raises:
+        InputError: OUT belongs to another job.
+        StoppedError: it can't be reached.
+    """
+    with _stopping(job.out):
+        plan = find_plan(job.out, job.request, job.source)
+        if plan is None or not finished(plan):
+            return None
+        summary = summarise(plan)
+    return None if job.settings.retry_failed and summary["failed"] else TranslateResult(plan.out, summary)
+
+
 def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
     """Translates every input of the plan that is not committed yet.
 
@@ -170,6 +185,8 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
         InputError: too few GPUs; another job is at work in OUT.
         StoppedError: OUT is full or can't be reached, or another job has taken it over.
     """
+    if result := already_done(job):
+        return result
     settings = job.settings
     workers = job.workers(cluster)
     with _stopping(job.out), hold(job.out) as lease:
@@ -181,21 +198,13 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
             log.info("%d images in %s", plan.rows, "one segment" if segments == 1 else f"{segments} segments")
         if settings.retry_failed:
             _reopen_failed(plan, lease)
-        done = 0
+        withdraw_report(plan)
         for segment in ledger.open_segments(plan):
             if stopped := _translate_segment(job, plan, segment, lease, workers=workers, cpus=cluster.cpus):
                 return TranslateResult(plan.out, summarise(plan), stopped)
-            done += 1
-        if done or not finished(plan):
-            summary = summarise(plan)
-            write_report(
-                plan,
-                summary,
-                partial(rebuild, reverse=job.reverse, use_gpu=workers.use_gpu) if job.reverse else None,
-                settings.cycle_sample,
-            )
-        else:
-            summary = summarise(plan)
+        summary = summarise(plan)
+        cycle = partial(rebuild, reverse=job.reverse, use_gpu=workers.use_gpu) if job.reverse else None
+        write_report(plan, summary, cycle, settings.cycle_sample)
     return TranslateResult(plan.out, summary)
 
 

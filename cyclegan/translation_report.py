@@ -61,8 +61,17 @@ class Pair:
 
 
 def finished(plan: Plan) -> bool:
-    """Whether the report has been written."""
-    return storage.exists(storage.join(plan.out, "report.html"))
+    """Whether all is committed, and the report on it written."""
+    return storage.exists(_report_path(plan)) and not any(ledger.open_segments(plan))
+
+
+def withdraw_report(plan: Plan) -> None:
+    """Deletes the report where there is one: it is about rows that are translated again now."""
+    storage.remove(_report_path(plan))
+
+
+def _report_path(plan: Plan) -> str:
+    return storage.join(plan.out, "report.html")
 
 
 def summarise(plan: Plan) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def write_report(plan: Plan, summary: dict[str, Any], rebuild: Rebuild | None, c
     if rebuild and cycle_sample:
         sections += _worst(list(sample_pairs(plan, cycle_sample)), rebuild)
     sections.append(report.Section(heading="Plan", code=json.dumps({"source": plan.source, **plan.request}, indent=2)))
-    storage.write_text(storage.join(plan.out, "report.html"), report.page(f"Translation: {plan.out}", sections))
+    storage.write_text(_report_path(plan), report.page(f"Translation: {plan.out}", sections))
 
 
 def sample_pairs(plan: Plan, count: int) -> Iterator[Pair]:

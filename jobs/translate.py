@@ -16,14 +16,16 @@ def main(argv: Sequence[str]) -> int:
     """Translates, and says how many photos are ok and how many failed; or what that would take."""
     settings = parse(TranslateSettings, "translate", argv)
     from cyclegan.dry_run import dry_run
-    from cyclegan.translation import prepare, translate
+    from cyclegan.translation import already_done, prepare, translate
 
     job = prepare(settings)
-    with ray_session() as cluster:
-        if settings.dry_run:
+    if settings.dry_run:
+        with ray_session() as cluster:
             print("\n".join(dry_run(job, cluster).lines()))
-            return 0
-        result = translate(job, cluster)
+        return 0
+    if (result := already_done(job)) is None:
+        with ray_session() as cluster:
+            result = translate(job, cluster)
     summary = result.summary
     if result.stopped:
         print(f"stopped: {result.stopped}; give a larger share to go on from here", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ import sys
 import tarfile
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,10 +25,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclegan import ledger, watch
+from cyclegan import ledger, translation, watch
 from cyclegan.config import Cluster, TranslateSettings
 from cyclegan.dry_run import dry_run
-from cyclegan.errors import InputError
+from cyclegan.errors import InputError, StoppedError
 from cyclegan.geometry import SizePolicy, pad_to_multiple
 from cyclegan.images import PixelFormat, Pixels, decode, encode
 from cyclegan.landscapes import draw
@@ -37,7 +39,7 @@ from cyclegan.second_try import is_second_try
 from cyclegan.sinks import read_picture
 from cyclegan.sources import list_inputs
 from cyclegan.storing import store
-from cyclegan.translation import prepare, run_attempt, translate
+from cyclegan.translation import already_done, prepare, run_attempt, translate
 from cyclegan.translation_report import sample_pairs
 from cyclegan.verification import verify
 from cyclegan.weights import load_generator, save_generator
@@ -161,8 +163,13 @@ def test_files_around_the_rows(translated: TranslateSettings) -> None:
 
 def test_the_same_again_translates_nothing(cluster: Cluster, translated: TranslateSettings) -> None:
     files = {path: path.stat().st_mtime_ns for path in (Path(translated.out) / "data").rglob("*.parquet")}
-    assert translate(prepare(translated), cluster).summary["ok"] == 10
+    again = prepare(translated)
+    done = already_done(again)
+    assert done == translate(again, cluster)
+    assert done
+    assert done.summary["ok"] == 10
     assert {path: path.stat().st_mtime_ns for path in (Path(translated.out) / "data").rglob("*.parquet")} == files
+    assert already_done(prepare(translated.model_copy(update={"retry_failed": True}))) is None
 
 
 def test_a_segment_is_taken_up_where_it_was_left(cluster: Cluster, translated: TranslateSettings, tmp_path: Path) -> None:
@@ -191,7 +198,9 @@ def pictures_of(out: str) -> list[tuple[object, ...]]:
     return [(row["row_id"], row["status"], row["image"], row["sha256"]) for row in rows_of(out)]
 
 
-def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, photos: Path, tmp_path: Path) -> None:
+def test_only_failed_photos_are_tried_again(
+    cluster: Cluster, generator: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     settings = settings_for(generator, tmp_path / "photos", tmp_path / "out")
     with pytest.raises(InputError, match=r"--retry-failed: .* holds no translation yet"):
@@ -199,7 +208,12 @@ def test_only_failed_photos_are_tried_again(cluster: Cluster, generator: str, ph
     assert translate(prepare(settings), cluster).summary["failed"] == 3
     before = pictures_of(settings.out)
     (tmp_path / "photos" / "notes.jpg").write_bytes(encode(draw(3, "a", 40), "jpeg"))
-    result = translate(prepare(settings.model_copy(update={"retry_failed": True})), cluster)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(translation, "write_report", Mock(side_effect=OSError(errno.ENOSPC, "")))
+        with pytest.raises(StoppedError, match="No space left on device"):
+            translate(prepare(settings.model_copy(update={"retry_failed": True})), cluster)
+    result = translate(prepare(settings), cluster)  # all that is left to do is the report
+    assert "not_an_image" not in (tmp_path / "out" / "report.html").read_text()
     # a failed photo may have been replaced by one that is none
     assert (result.summary["ok"], result.summary["error_types"]) == (11, {"empty": 1, "truncated": 1})
     after = {picture[0]: picture for picture in pictures_of(settings.out)}
