@@ -21,7 +21,7 @@ from cyclegan.progress import duration
 from cyclegan.sinks import Sink
 from cyclegan.sources import Input, base_of, list_inputs
 from cyclegan.streaming import in_blocks, through
-from cyclegan.translation import TranslateJob
+from cyclegan.translation import TranslateJob, in_one_line
 
 BLOCKS = 32
 """Parts that the sample goes through in; the first is not timed, for the workers start with it."""
@@ -72,6 +72,7 @@ def dry_run(job: TranslateJob, cluster: Cluster) -> Estimate:
 
     Raises:
         InputError: too few GPUs.
+        StoppedError: a generator can't be set up on its worker.
     """
     settings = job.settings
     workers = job.workers(cluster)
@@ -85,11 +86,12 @@ def dry_run(job: TranslateJob, cluster: Cluster) -> Estimate:
     error_types: Counter[str] = Counter()
     times, counts = [time.monotonic()], [0]
     blocks: Iterable[Any] = translated.iter_batches(batch_size=None, batch_format="pyarrow")
-    for block in blocks:
-        times.append(time.monotonic())
-        counts.append(len(block))
-        output_bytes += pc.sum(pc.binary_length(pc.struct_field(block["image"], "bytes"))).as_py() or 0
-        error_types.update(block["error_type"].drop_null().to_pylist())
+    with in_one_line(job.out):
+        for block in blocks:
+            times.append(time.monotonic())
+            counts.append(len(block))
+            output_bytes += pc.sum(pc.binary_length(pc.struct_field(block["image"], "bytes"))).as_py() or 0
+            error_types.update(block["error_type"].drop_null().to_pylist())
     # from the first block on, where there is more than one
     since = 1 if len(times) > 2 else 0
     rate = sum(counts[since + 1 :]) / max(1e-3, times[-1] - times[since])

@@ -22,6 +22,7 @@ import pyarrow.fs
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
+from ray.exceptions import RayActorError
 
 from cyclegan import storage
 from cyclegan.config import Cluster
@@ -172,3 +173,10 @@ def rebuild(pictures: pa.Table, reverse: Generator, use_gpu: bool) -> pa.Table:
         fn_constructor_kwargs={"reverse": reverse, "use_gpu": use_gpu},
     )
     return pa.concat_tables(judged.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def why_not_set_up(error: BaseException) -> str | None:
+    """The last line of what a generator's constructor raised on its worker; None where `error` is something else."""
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return str(error).strip().splitlines()[-1]  # Ray keeps no more of it than text
+    return None

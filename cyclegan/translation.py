@@ -32,7 +32,7 @@ from cyclegan.loading import CHUNK_BYTES
 from cyclegan.plan import Plan, Segment, find_plan, make_plan
 from cyclegan.sinks import Sink
 from cyclegan.sources import list_inputs
-from cyclegan.streaming import Workers, in_blocks, rebuild, row_checkpoint, through
+from cyclegan.streaming import Workers, in_blocks, rebuild, row_checkpoint, through, why_not_set_up
 from cyclegan.translation_report import finished, summarise, withdraw_report, write_report
 from cyclegan.watch import CalledOff, Watch
 from cyclegan.weights import Generator, load_generator
@@ -170,7 +170,7 @@ def already_done(job: TranslateJob) -> TranslateResult | None:
         InputError: OUT belongs to another job.
         StoppedError: it can't be reached.
     """
-    with _stopping(job.out):
+    with in_one_line(job.out):
         plan = find_plan(job.out, job.request, job.source)
         if plan is None or not finished(plan):
             return None
@@ -183,13 +183,13 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
 
     Raises:
         InputError: too few GPUs; another job is at work in OUT.
-        StoppedError: OUT is full or can't be reached, or another job has taken it over.
+        StoppedError: OUT is full or can't be reached, or another job has taken it over; a generator can't be set up on its worker.
     """
     if result := already_done(job):
         return result
     settings = job.settings
     workers = job.workers(cluster)
-    with _stopping(job.out), hold(job.out) as lease:
+    with in_one_line(job.out), hold(job.out) as lease:
         plan = find_plan(job.out, job.request, job.source)
         if plan is None:
             saved = settings.model_dump(mode="json", exclude={"retry_failed"})
@@ -273,8 +273,12 @@ def _pixels(job: TranslateJob, attempt: Attempt) -> float:
 
 
 @contextmanager
-def _stopping(out: str) -> Iterator[None]:
-    """A disk that is full or a store that is gone ends the job in one line."""
+def in_one_line(out: str) -> Iterator[None]:
+    """A disk that is full, a store that is gone or a GPU that torch can't use ends the job in one line.
+
+    Raises:
+        StoppedError: the block raised something of that kind, on whatever machine.
+    """
     try:
         yield
     except (InputError, StoppedError):
@@ -283,6 +287,8 @@ def _stopping(out: str) -> Iterator[None]:
         for cause in reversed(list(_causes(error))):  # the innermost says it in its own words
             if isinstance(cause, StoppedError):
                 raise StoppedError(str(cause)) from error
+            if reason := why_not_set_up(cause):
+                raise StoppedError(f"{out}: a generator could not be set up on its worker: {reason}") from error
             if isinstance(cause, OSError):
                 # by the number, where there is one: Ray puts its own remarks into the text
                 reason = os.strerror(cause.errno) if cause.errno else str(cause).strip().splitlines()[-1]

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from cyclegan import ledger, translation, watch
 from cyclegan.config import Cluster, TranslateSettings
@@ -42,7 +43,7 @@ from cyclegan.storing import store
 from cyclegan.translation import already_done, prepare, run_attempt, translate
 from cyclegan.translation_report import sample_pairs
 from cyclegan.verification import verify
-from cyclegan.weights import load_generator, save_generator
+from cyclegan.weights import Generator, load_generator, save_generator
 from tests.conftest import REPOSITORY
 
 SPEC = GeneratorSpec(architecture="resnet", channels=4, blocks=1)
@@ -293,6 +294,23 @@ def test_a_photo_that_kills_its_process_is_a_row(cluster: Cluster, generator: st
     run_attempt(job, attempt, job.workers(cluster), staged=staged)
     record = ledger.commit(attempt, 1.0, {"generators": 1, "cpus": 2.0})
     assert (record["ok"], record["error_types"]) == (3, {"kills_its_process": 2})
+
+
+class Driverless(Generator):
+    """Fails on its worker, as one does where torch can't use the GPU."""
+
+    def build(self) -> nn.Module:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
+def test_a_generator_that_its_worker_cannot_hold_stops_the_job_in_one_line(
+    cluster: Cluster, generator: str, photos: Path, tmp_path: Path
+) -> None:
+    job = prepare(settings_for(generator, photos, tmp_path / "out"))
+    job = dataclasses.replace(job, generator=Driverless(**vars(job.generator)))
+    for start in (translate, dry_run):
+        with pytest.raises(StoppedError, match=r"out: a generator could not be set up on its worker: RuntimeError: Found no NVIDIA driver"):
+            start(job, cluster)
 
 
 def test_processes_that_load_and_store_photos_need_no_torch(generator: str, photos: Path, tmp_path: Path) -> None:
