@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any
 
 import ray.train
@@ -117,7 +118,7 @@ def train(job: TrainJob, cluster: Cluster) -> TrainResult:
 
     Raises:
         InputError: no image of a domain can be read; too few images or GPUs; too little memory.
-        StoppedError: the disk is full, or the losses are not finite any more.
+        StoppedError: the disk is full, the losses are not finite any more, or workers can't be set up.
         ray.train.TrainingFailedError: more workers were lost than `max_failures`.
         KeyboardInterrupt: on Ctrl-C.
     """
@@ -284,6 +285,9 @@ def _in_one_line(out: str) -> Iterator[None]:
                 raise StoppedError(
                     f"{out}: {failure.strerror or failure}; what is there is whole, the same command goes on once there is room"
                 ) from None
+        if isinstance(error, ray.train.ControllerError):  # torch can't use the GPUs that Ray counts, for one
+            reason = format_exception_only(_cause(error.controller_failure))[-1].strip()
+            raise StoppedError(f"{out}: Ray Train could not set its workers up: {reason}") from error
         raise
 
 

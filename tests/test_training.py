@@ -15,8 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 from mlflow import MlflowClient
+from ray.train.torch import TorchConfig
 
-from cyclegan import run
+from cyclegan import run, training
 from cyclegan.config import Cluster, TrainSettings
 from cyclegan.errors import InputError, StoppedError
 from cyclegan.images import decode
@@ -270,3 +271,11 @@ def test_domains_that_do_not_fit_are_refused(cluster: Cluster, landscapes: Path,
     with pytest.raises(InputError, match=r"32x32 px, smaller than the crop of 64"):
         train(prepare(tiny_settings(landscapes, tmp_path / "run", size=64, preprocess="crop")), cluster)
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_that_cannot_be_set_up_stop_the_run_in_one_line(
+    cluster: Cluster, landscapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "TorchConfig", lambda **_: TorchConfig(backend="mpi"))
+    with pytest.raises(StoppedError, match=r"run: Ray Train could not set its workers up: .*MPI built in"):
+        train(prepare(tiny_settings(landscapes, tmp_path / "run", workers=1)), cluster)
