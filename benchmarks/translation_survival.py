@@ -5,10 +5,12 @@
 1. An undisturbed job, of which the time is taken; first rows must be on disk within 20 s of the first photo that was read.
 2. The same job, killed with SIGKILL at half of that time: 40 % of its rows must count already.
 3. From there on, SIGKILL to the driver or to one of Ray's workers at random moments, `--kills` times over, the same command after each.
-   In the end the ids in data/ must equal the manifest, each once; jobs.verify must find nothing; and of all photos at most 5 % may have
-   been read again. The photos come from an HTTP server in this process, which counts.
+4. The same job on a cluster of two machines (simulated, 2 logical CPUs each), of which one is lost, and another comes.
 
-About ten minutes on two CPUs. Exit code 1 where something was not as it must be.
+In the end of parts 3 and 4 the ids in data/ must equal the manifest, each once; jobs.verify must find nothing; and of all photos at most
+5 % may have been read again. The photos come from an HTTP server in this process, which counts.
+
+About fifteen minutes on two CPUs. Exit code 1 where something was not as it must be.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from ray.cluster_utils import Cluster
 
 from cyclegan import ledger
 from cyclegan.images import encode
@@ -87,8 +90,10 @@ class Server(ThreadingHTTPServer):
 class Job:
     """One start of the command."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
         self.started = time.monotonic()
 
     def is_over(self) -> bool:
@@ -180,8 +185,26 @@ def killed_again_and_again(command: list[str], out: Path, images: int, kills: in
         done += 1
         read = sum(Photos.asked.values())
         print(f"   kill {done}: {name[:40]}: {counted_rows(out)} rows count, {read} photos read", flush=True)
-    job.wait(3600)
-    errors = job.process.stderr.read() if job.process.stderr else ""
+    check(f"3. {done} kills", job, out, images)
+
+
+def machine_lost(command: list[str], out: Path, images: int) -> None:
+    """One of two machines goes without a word, with what its workers had in hand; a new one comes ten seconds later."""
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    victim = machines.add_node(num_cpus=2)
+    job = Job(command, RAY_ADDRESS=machines.address)
+    while (before := counted_rows(out)) < images / 4 and not job.is_over():
+        time.sleep(1)
+    machines.remove_node(victim, allow_graceful=False)
+    time.sleep(10)
+    machines.add_node(num_cpus=2)
+    check(f"4. a machine lost after {before} rows", job, out, images)
+    machines.shutdown()
+
+
+def check(what: str, job: Job, out: Path, images: int) -> None:
+    """Waits for the end, and for what must hold then."""
+    errors = job.process.communicate()[1]
     expect(job.process.returncode == 0, f"the last run ended with {job.process.returncode}: {errors[-2000:]}")
     ids = sorted(
         row
@@ -193,10 +216,10 @@ def killed_again_and_again(command: list[str], out: Path, images: int, kills: in
     assert plan
     findings = verify(plan)
     print(
-        f"3. {done} kills: {len(ids)} rows, {len(set(ids))} different; {len(findings.problems)} problems; "
+        f"{what}: {len(ids)} rows, {len(set(ids))} different; {len(findings.problems)} problems; "
         f"{again} photos read again, {again / images:.2%} (at most 5 %)"
     )
-    expect(ids == list(range(images)) and findings.is_whole and again <= 0.05 * images, "part 3")
+    expect(ids == list(range(images)) and findings.is_whole and again <= 0.05 * images, what)
 
 
 failures: list[str] = []
@@ -246,6 +269,8 @@ def main() -> int:
             killed_at_half(command("half"), root / "half", seconds, arguments.images)
         Photos.asked.clear()
         killed_again_and_again(command("killed"), root / "killed", arguments.images, arguments.kills, seconds)
+        Photos.asked.clear()
+        machine_lost(command("machine"), root / "machine", arguments.images)
     return 1 if failures else 0
 
 
