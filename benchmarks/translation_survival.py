@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.translation_survival [--images 6000] [--kills 12] [--seed N] [--format F] [--seconds S]
 
 1. An undisturbed job: first rows must be on disk within 20 s of the first photo that was read, and 40 % of all rows must count after half
-   of its time. That is looked up while it runs: a second job, killed then, may meet the machine at another speed.
-2. The same job, killed with SIGKILL at half of that time: what counted just before must count.
+   of its time, looked up while it runs.
+2. The same job, killed with SIGKILL at half of that time: what counted just before must count, and be 40 %. Where this falls short and
+   part 1 does not, the machine has become slower in between.
 3. From there on, SIGKILL to the driver or to one of Ray's workers at random moments, `--kills` times over, the same command after each.
 4. The same job on a cluster of two machines (simulated, 2 logical CPUs each), of which one is lost, and another comes.
 
@@ -170,8 +171,11 @@ def killed_at_half(command: list[str], out: Path, seconds: float, images: int) -
     before = counted_rows(out)
     job.kill()
     rows = counted_rows(out)
-    print(f"2. killed after {seconds / 2:.1f} s: {rows} of {images} rows count, {rows / images:.1%}; just before {before}", flush=True)
-    expect(rows >= before > 0, "part 2")
+    print(
+        f"2. killed after {seconds / 2:.1f} s: {rows} of {images} rows count, {rows / images:.1%} (at least 40 %); just before {before}",
+        flush=True,
+    )
+    expect(rows >= max(before, 0.4 * images), "part 2")
 
 
 def killed_again_and_again(command: list[str], out: Path, images: int, kills: int, seconds: float) -> None:

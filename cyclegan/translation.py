@@ -203,8 +203,8 @@ def translate(job: TranslateJob, cluster: Cluster) -> TranslateResult:
             if stopped := _translate_segment(job, plan, segment, lease, workers=workers, cpus=cluster.cpus):
                 return TranslateResult(plan.out, summarise(plan), stopped)
         summary = summarise(plan)
-        cycle = partial(rebuild, reverse=job.reverse, use_gpu=workers.use_gpu) if job.reverse else None
-        write_report(plan, summary, cycle, settings.cycle_sample)
+        back = partial(rebuild, reverse=job.reverse, use_gpu=workers.use_gpu) if job.reverse else None
+        write_report(plan, summary, back, settings.cycle_sample)
     return TranslateResult(plan.out, summary)
 
 
